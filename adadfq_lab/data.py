@@ -1,0 +1,141 @@
+"""Images with labels, as one uint8 tensor: no loader, no workers, nothing to wait for.
+
+Data-free quantization needs images for one purpose only: to *measure* the student. Training images appear in exactly one
+place, `adadfq train-teacher`. A data set is looked for, in this order, in
+
+1. the folder named by the environment variable `ADADFQ_DATA` (`<name>_<split>.npz` with `x` uint8 (N, C, H, W) and `y`),
+2. `data_stubs/`, shipped with the package (2,000 Fashion-MNIST test images),
+3. the system's own copy (Debian's package `dataset-fashion-mnist`),
+4. torchvision's download, kept in `~/.cache/adadfq_lab`.
+"""
+
+import gzip
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adadfq_lab.errors import UserError
+
+FASHION_CLASSES = ("T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CLASSES = {"fashion_mnist": FASHION_CLASSES, "cifar10": CIFAR10_CLASSES, "cifar100": tuple(f"class {i}" for i in range(100))}
+DATASETS = (*CLASSES, "imagenet")
+DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images and labels of one split, in memory.
+
+    images: uint8, `(N, C, H, W)`
+    labels: int64, `(N,)`
+    source: where they came from and how many of how many they are, in words fit for a table's caption
+    """
+
+    name: str
+    split: str
+    images: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+    source: str
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Successive (images, labels) of at most `size` samples, in order."""
+        yield from zip(self.images.split(size), self.labels.split(size), strict=True)
+
+    def take(self, count: int | None) -> "ImageSet":
+        """The first `count` samples (all of them for None)."""
+        if count is None or count >= len(self):
+            return self
+        return ImageSet(
+            self.name, self.split, self.images[:count], self.labels[:count], self.classes, f"first {count} of {self.source}"
+        )
+
+
+def stub_path(name: str) -> Path:
+    """The shipped file `name` of `data_stubs/`, from a wheel, an editable install or a checkout."""
+    packaged = Path(str(resources.files("adadfq_lab"))) / "data_stubs" / name
+    return packaged if packaged.exists() else Path(__file__).parents[1] / "data_stubs" / name
+
+
+def load_data(name: str, split: str = "test", *, stub: bool = False) -> ImageSet:
+    """Loads a split of `fashion_mnist`, `cifar10` or `cifar100`; `stub=True` insists on the shipped images.
+
+    Raises UserError where the data set is unknown or cannot be had without a network. For ImageNet folders see
+    `adadfq_lab.imagenet`.
+    """
+    if name not in CLASSES:
+        raise UserError(f"no data set is called {name!r}; choose from {', '.join(CLASSES)}")
+    if split not in ("train", "test"):
+        raise UserError(f"no split is called {split!r}; choose train or test")
+    folder = os.environ.get("ADADFQ_DATA")
+    if not stub and folder and (path := Path(folder) / f"{name}_{split}.npz").exists():
+        return _from_npz(name, split, path)
+    if not stub and name == "fashion_mnist" and DEBIAN_FASHION.is_dir():
+        return _from_idx(name, split, DEBIAN_FASHION)
+    if not stub and (cached := _from_torchvision(name, split, download=False)) is not None:
+        return cached
+    if split == "test" and (path := stub_path(f"{name}_{split}.npz")).exists():
+        return _from_npz(name, split, path)
+    if stub or (downloaded := _from_torchvision(name, split, download=True)) is None:
+        raise UserError(
+            f"{name} ({split}) is not on this machine and could not be downloaded; "
+            f"put {name}_{split}.npz (x uint8 (N, C, H, W), y) in a folder and set ADADFQ_DATA to it"
+        )
+    return downloaded
+
+
+def _image_set(name: str, split: str, images: np.ndarray, labels: np.ndarray) -> ImageSet:
+    official = {"train": 60_000 if name == "fashion_mnist" else 50_000, "test": 10_000}[split]
+    count = f"all {official:,}" if len(labels) == official else f"{len(labels):,} of {official:,}"
+    return ImageSet(
+        name,
+        split,
+        torch.from_numpy(np.ascontiguousarray(images)),
+        torch.from_numpy(labels.astype(np.int64)),
+        CLASSES[name],
+        f"{count} {name} {split} images",
+    )
+
+
+def _from_npz(name: str, split: str, path: Path) -> ImageSet:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            images, labels = file["x"], file["y"]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path} is not a data file with arrays x and y: {error}") from None
+    if images.ndim != 4 or images.dtype != np.uint8 or len(images) != len(labels):
+        raise UserError(f"{path} must hold x uint8 (N, C, H, W) and y (N,), not x {images.dtype} {images.shape}")
+    return _image_set(name, split, images, labels)
+
+
+def _from_idx(name: str, split: str, folder: Path) -> ImageSet:
+    prefix = "train" if split == "train" else "t10k"
+    with gzip.open(folder / f"{prefix}-images-idx3-ubyte.gz") as file:
+        images = np.frombuffer(file.read(), np.uint8, offset=16).reshape(-1, 1, 28, 28)
+    with gzip.open(folder / f"{prefix}-labels-idx1-ubyte.gz") as file:
+        labels = np.frombuffer(file.read(), np.uint8, offset=8)
+    return _image_set(name, split, images.copy(), labels)
+
+
+def _from_torchvision(name: str, split: str, *, download: bool) -> ImageSet | None:
+    from torchvision import datasets
+
+    kind = {"fashion_mnist": datasets.FashionMNIST, "cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
+    root = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "adadfq_lab"
+    try:
+        dataset = kind(str(root), train=split == "train", download=download)
+    except (OSError, RuntimeError):  # not there, or no network: the caller says what to do
+        return None
+    images = np.asarray(dataset.data)
+    images = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
+    return _image_set(name, split, images, np.asarray(dataset.targets))

@@ -1,0 +1,48 @@
+"""Top-1 accuracy with an interval: how good a network is on images that no decision was made on."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from adadfq_lab.data import ImageSet
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Top-1 in percent with its 95 % Wilson interval, over `images` images."""
+
+    top1: float
+    low: float
+    high: float
+    images: int
+
+    def __str__(self) -> str:
+        return f"{self.top1:.2f} % [{self.low:.2f}, {self.high:.2f}]"
+
+
+def wilson(correct: int, images: int, z: float = 1.959963984540054) -> tuple[float, float]:
+    """The Wilson score interval of a proportion, in percent; `z` is the normal quantile (95 % by default).
+
+    Unlike the textbook p +- z sqrt(p(1-p)/n) it stays within [0, 100] and is not of width 0 at either end.
+    """
+    p, n = correct / images, images
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return 100 * max(0.0, centre - half), 100 * min(1.0, centre + half)
+
+
+@torch.no_grad()
+def accuracy(network: nn.Module, data: ImageSet, normalize: Callable[[Tensor], Tensor], batch: int = 500) -> Accuracy:
+    """Top-1 of `network` in eval mode on `data`; `normalize` turns uint8 images into its input. Restores the mode."""
+    was_training = network.training
+    network.eval()
+    correct = torch.zeros((), dtype=torch.long)
+    for images, labels in data.batches(batch):
+        predicted = network(normalize(images)).argmax(1)
+        correct = correct + (predicted == labels.to(predicted.device)).sum().to("cpu")
+    network.train(was_training)
+    low, high = wilson(int(correct), len(data))
+    return Accuracy(100 * int(correct) / len(data), low, high, len(data))

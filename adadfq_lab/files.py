@@ -1,0 +1,76 @@
+"""Tensors and a little JSON in one file: written whole or not at all, checked on reading, never unpickled.
+
+Teachers, students and checkpoints are all the same thing on disk: a safetensors file whose metadata hold a JSON object and
+the sha256 of everything else. Reading one executes nothing and reads nothing beyond the file.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from adadfq_lab.errors import UserError
+
+FORMAT = "adadfq 1"
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes a temporary file beside `path`, syncs it and renames it: readers see the old file or the new, nothing between."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def digest(tensors: Mapping[str, Tensor], meta: str) -> str:
+    """sha256 over `meta` and, in order of name, every tensor's name, type, shape and bytes."""
+    total = hashlib.sha256(meta.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        total.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> str:
+    """Writes `tensors` and the JSON object `meta` to `path`, atomically; returns the sha256 stored with them."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    text = json.dumps(meta, sort_keys=True)
+    sha256 = digest(plain, text)
+    write_atomically(path, save(plain, metadata={"format": FORMAT, "meta": text, "sha256": sha256}))
+    return sha256
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:
+    """The tensors, the JSON object and the sha256 of a file that `save_tensors` wrote.
+
+    Raises UserError where the file is missing, truncated, altered or not of this format.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except FileNotFoundError:
+        raise UserError(f"there is no file {path}") from None
+    except (SafetensorError, OSError, ValueError, RuntimeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is damaged or not a safetensors file ({str(error).splitlines()[0]})") from None
+    if header.get("format") != FORMAT:
+        raise UserError(f"{path} was not written by adadfq (no format {FORMAT!r} in its header)")
+    if digest(tensors, header.get("meta", "")) != header.get("sha256"):
+        raise UserError(f"{path} is damaged (sha256 differs)")
+    return tensors, json.loads(header["meta"]), header["sha256"]

@@ -1,0 +1,307 @@
+"""The game: a stream of rounds in which G makes images, and P and Q look at them.
+
+One round, one batch:  z, y -> G -> x -> P -> z_p, statistics
+                                     x -> Q -> z_q
+                       generator's loss -> gradient to x -> gradient to G -> Adam
+                       student's loss   -> gradient to Q's weights        -> SGD (after the warm-up)
+
+Q is run once and serves both players, since its weights do not change in between. The generator's loss is differentiated with
+respect to the images only, the student's with respect to Q's weights only, and P's weights never: nothing is computed that no
+step uses. Q learns from the images as they were before G's step, as the released code of this line of work has it.
+
+`play` never makes the host wait for an accelerator: records hold tensors, and losses are looked at for NaN every
+`check_every` rounds, which still names the round it happened in.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from adadfq_lab.equations import Bounds, disagreement_entropy
+from adadfq_lab.errors import UserError
+from adadfq_lab.fidelity import Fidelity, fidelity
+from adadfq_lab.generators import Generator
+from adadfq_lab.methods import Method, Round
+from adadfq_lab.statistics import WithStatistics
+from adadfq_lab.student import Student
+from adadfq_lab.teachers import Teacher
+
+Precision = Literal["float32", "tf32", "bf16"]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When what happens, in rounds, and how fast.
+
+    Attributes:
+        batch: Images a round, N.
+        warmup: Rounds in which only the generator learns; the student's first step is in round `warmup`.
+        observe: Rounds, from the first, in which activation ranges are observed; then they stay.
+        generator_lr: Adam's learning rate for G.
+        student_lr: SGD's learning rate for Q (Nesterov momentum 0.9).
+        weight_decay: Of Q's parameters.
+        milestones: Rounds at which both learning rates are multiplied by `decay`.
+        decay: That factor.
+    """
+
+    batch: int = 16
+    warmup: int = 200
+    observe: int = 400
+    generator_lr: float = 1e-3
+    student_lr: float = 1e-4
+    weight_decay: float = 1e-4
+    milestones: tuple[int, ...] = ()
+    decay: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "observe"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.warmup < 0:
+            raise UserError(f"warmup must not be negative, as {self.warmup} is")
+
+    def factor(self, index: int) -> float:
+        """What the learning rates are multiplied by in round `index`."""
+        return float(self.decay ** sum(index >= milestone for milestone in self.milestones))
+
+
+@dataclass(frozen=True)
+class Record:
+    """What happened in one round; tensors are detached and stay on their device.
+
+    terms:     loss terms by name, "generator.<term>" and "student.<term>", 0-dim
+    entropy:   H_info of each sample, `(N,)`, nats; h_prime: H', `(N,)`
+    agreement: share of the samples that P and Q give the same class, 0-dim, in [0, 1]
+    gain_g:    by how much G's step raised the mean disagreement log C - H_info on this batch's z and y, nats; None if not asked
+    gain_q:    by how much Q's step then changed it (it should lower it: negative), nats; 0 in the warm-up. Fig. 3
+    """
+
+    index: int
+    phase: Literal["warm-up", "play"]
+    terms: dict[str, Tensor]
+    entropy: Tensor
+    h_prime: Tensor
+    agreement: Tensor
+    bounds: Bounds
+    observing: bool
+    gain_g: Tensor | None = None
+    gain_q: Tensor | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """The record as plain numbers, for a JSON line."""
+        plain: dict[str, Any] = {"round": self.index, "phase": self.phase, "observing": self.observing}
+        plain |= {name: round(float(value), 6) for name, value in self.terms.items()}
+        plain |= {"agreement": float(self.agreement), "lower": self.bounds.lower, "upper": self.bounds.upper}
+        plain |= {
+            "entropy": [round(v, 5) for v in self.entropy.tolist()],
+            "h_prime": [round(v, 5) for v in self.h_prime.tolist()],
+        }
+        for name, gain in (("gain_g", self.gain_g), ("gain_q", self.gain_q)):
+            if gain is not None:
+                plain[name] = round(float(gain), 6)
+        return plain
+
+
+class NonFiniteError(UserError):
+    """A loss term became infinite or NaN; the message names the round, the term and the last checkpoint."""
+
+
+class Game:
+    """P, Q and G at the table.
+
+        game = Game(P, quantize(P, "3w3a"), adadfq())
+        for record in game.play(1000): ...
+
+    seed:        of G's first weights, of z and of y; every draw is made on the CPU, so it is the same on every device
+    fidelity:    a preset's name or a Fidelity
+    gains_every: measure gain_g and gain_q every so many rounds (0: never); each time costs about half a round's forwards
+    check_every: look for non-finite losses every so many rounds; 0 lets the device decide: 1 on a CPU, 25 elsewhere
+    precision:   "float32", "tf32" (CUDA's fast float32) or "bf16" (autocast)
+
+    `bounds` may be set at any time and counts from the next round on. Raises UserError where P and Q disagree on classes.
+    """
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        student: Student,
+        method: Method,
+        *,
+        seed: int = 0,
+        schedule: Schedule | None = None,
+        fidelity_: str | Fidelity = "corrected",
+        gains_every: int = 0,
+        check_every: int = 0,
+        precision: Precision = "float32",
+        device: str | torch.device = "cpu",
+    ) -> None:
+        self.device = torch.device(device)
+        self.teacher, self.student, self.method = teacher.to(self.device), student.to(self.device), method
+        self.schedule, self.seed, self.gains_every = schedule or Schedule(), seed, gains_every
+        self.fidelity = fidelity(fidelity_) if isinstance(fidelity_, str) else fidelity_
+        self.check_every = check_every or (1 if self.device.type == "cpu" else 25)
+        self.precision: Precision = precision
+        self.bounds = method.bounds
+        self.index = 0
+        self.last_checkpoint: Path | None = None
+        self.classes = len(teacher.info.classes)
+        self.observed_teacher = WithStatistics(teacher).to(self.device)
+        self.random = torch.Generator().manual_seed(seed)
+        self.generator = self._build_generator().to(self.device).to(memory_format=torch.channels_last)
+        self._check_classes()
+        fused = {"fused": True} if self.device.type in ("cpu", "cuda") else {}
+        lr, s = 1.0, self.schedule  # the learning rate is set anew in every round
+        betas = (self.fidelity.adam_beta1, 0.999)
+        self.generator_optimizer = torch.optim.Adam(self.generator.parameters(), lr, betas=betas, **fused)
+        self.student_parameters = [p for p in self.student.parameters() if p.requires_grad]
+        self.student_optimizer = torch.optim.SGD(
+            self.student_parameters, lr, momentum=0.9, weight_decay=s.weight_decay, nesterov=True, **fused
+        )
+        self._unchecked: list[tuple[int, list[str], Tensor]] = []
+        if precision == "tf32":
+            torch.set_float32_matmul_precision("high")
+
+    def _build_generator(self) -> Generator:
+        """G with first weights from `seed`, leaving torch's global random state as it was."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            return self.method.build_generator(self.classes, self.teacher.info.input_shape, self.fidelity).train()
+
+    def _check_classes(self) -> None:
+        with torch.no_grad(), self.student.frozen():
+            x = torch.zeros(1, *self.teacher.info.input_shape, device=self.device)
+            counts = {"P": self.teacher(x).shape[-1], "Q": self.student(x).shape[-1], "the teacher's class list": self.classes}
+        if len(set(counts.values())) != 1:
+            raise UserError("the numbers of classes disagree: " + ", ".join(f"{k} has {v}" for k, v in counts.items()))
+
+    # One round
+
+    def play(self, rounds: int) -> Iterator[Record]:
+        """Plays `rounds` more rounds and yields the record of each. Raises NonFiniteError where a loss is no number any more."""
+        for _ in range(rounds):
+            record = self.round()
+            if self.device.type != "meta":
+                self._unchecked.append((record.index, list(record.terms), torch.stack(list(record.terms.values())).isfinite()))
+                if len(self._unchecked) >= self.check_every:
+                    self.check()
+            yield record
+        self.check()
+
+    def round(self) -> Record:
+        """Plays one round: the generator's step, then the student's."""
+        index, bounds, s = self.index, self.bounds, self.schedule
+        warm = index < s.warmup
+        self.student.observing = index < s.observe
+        z, y = self._draw()
+        uses_student = self.method.uses_student
+        try:
+            with self._autocast():
+                made = self.generator(z, y)
+                x = made.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
+                z_p, statistics = self.observed_teacher(x)
+                with torch.set_grad_enabled(uses_student or not warm):
+                    z_q = self.student(x if uses_student else x.detach())
+            r = Round(index, x, y, z_p.float(), z_q.float(), statistics, bounds, self.fidelity)
+            terms_g = self.method.generator_loss(r)
+            terms_q = {} if warm else self.method.student_loss(r)
+            entropy, h_prime = r.entropy.detach(), r.h_prime.detach()
+        except ValueError as error:
+            raise self._non_finite(index, str(error)) from error
+        (gradient,) = torch.autograd.grad(_total(terms_g), x, retain_graph=not warm)
+        gains: list[Tensor | None] = [None, None]
+        probe = self.gains_every and index % self.gains_every == 0
+        self._step(self.generator_optimizer, s.generator_lr, index, lambda: made.backward(gradient))
+        if probe:
+            x_new, z_p_new = self._remake(z, y)
+            after_g = self._disagreement(x_new, z_p_new)
+            gains = [after_g - (math.log(self.classes) - entropy.mean()), torch.zeros_like(after_g)]
+        if not warm:
+            gradients = torch.autograd.grad(_total(terms_q), self.student_parameters, allow_unused=True)
+            self._step(self.student_optimizer, s.student_lr, index, lambda: self._assign(gradients))
+            if probe:
+                gains[1] = self._disagreement(x_new, z_p_new) - after_g
+        self.index += 1
+        terms = {f"generator.{k}": v.detach() for k, v in terms_g.items()} | {
+            f"student.{k}": v.detach() for k, v in terms_q.items()
+        }
+        agreement = (z_p.detach().argmax(1) == z_q.detach().argmax(1)).float().mean()
+        phase: Literal["warm-up", "play"] = "warm-up" if warm else "play"
+        return Record(index, phase, terms, entropy, h_prime, agreement, bounds, self.student.observing, gains[0], gains[1])
+
+    def _draw(self) -> tuple[Tensor, Tensor]:
+        n = self.schedule.batch
+        z = torch.randn(n, self.generator.latent, generator=self.random)
+        y = torch.randint(self.classes, (n,), generator=self.random)
+        return z.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
+
+    def _step(self, optimizer: torch.optim.Optimizer, lr: float, index: int, backward: Any) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        backward()
+        for group in optimizer.param_groups:
+            group["lr"] = lr * self.schedule.factor(index)
+        optimizer.step()
+
+    def _assign(self, gradients: tuple[Tensor | None, ...]) -> None:
+        for parameter, gradient in zip(self.student_parameters, gradients, strict=True):
+            parameter.grad = gradient
+
+    # Looking without touching
+
+    @torch.no_grad()
+    def _remake(self, z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """(x, z_p) of the generator as it is now, for the same z and y; its running statistics are left as they were."""
+        x = self._without_trace(z, y)
+        return x, self.teacher(x).float()
+
+    @torch.no_grad()
+    def _disagreement(self, x: Tensor, z_p: Tensor) -> Tensor:
+        """Mean of log C - H_info over the batch, 0-dim, nats: 0 where P and Q agree."""
+        with self.student.frozen():
+            return math.log(self.classes) - disagreement_entropy(z_p, self.student(x).float()).mean()
+
+    def _without_trace(self, z: Tensor, y: Tensor) -> Tensor:
+        buffers = [(buffer, buffer.clone()) for buffer in self.generator.buffers()]
+        x: Tensor = self.generator(z, y)
+        for buffer, before in buffers:
+            buffer.copy_(before)
+        return x
+
+    @torch.no_grad()
+    def generate(self, labels: Tensor, *, seed: int = 0) -> Tensor:
+        """Normalised images `(N, C, H, W)` of the given classes, from the generator as it is now; changes nothing.
+
+        The generator normalises over its batch, so images depend on their company: ask for a mixed batch.
+        """
+        z = torch.randn(len(labels), self.generator.latent, generator=torch.Generator().manual_seed(seed))
+        return self._without_trace(z.to(self.device), labels.to(self.device))
+
+    # When it goes wrong
+
+    def check(self) -> None:
+        """Looks at the losses of the rounds since the last look; raises NonFiniteError for the first that is no number."""
+        pending, self._unchecked = self._unchecked, []
+        for index, names, finite in pending:
+            if not bool(finite.all()):
+                bad = ", ".join(name for name, ok in zip(names, finite.tolist(), strict=True) if not ok)
+                raise self._non_finite(index, f"{bad} is not finite")
+
+    def _non_finite(self, index: int, what: str) -> NonFiniteError:
+        last = f"the last good checkpoint is {self.last_checkpoint}" if self.last_checkpoint else "there is no checkpoint yet"
+        return NonFiniteError(f"round {index}: {what}; {last}; try a lower learning rate")
+
+    def modules(self) -> dict[str, nn.Module]:
+        """The players that change, by name."""
+        return {"generator": self.generator, "student": self.student}
+
+
+def _total(terms: dict[str, Tensor]) -> Tensor:
+    return torch.stack(list(terms.values())).sum()

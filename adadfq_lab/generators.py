@@ -1,0 +1,120 @@
+"""Generators G: a latent z and a label y to a normalised image.
+
+Two shapes, after the ACGAN that this line of work inherited. On small images the label multiplies the latent; on large ones it
+selects the scale and shift of every batch norm. Both end in tanh and a batch norm without parameters, so that a batch has zero
+mean and unit variance per channel; pixels are not confined to a valid range.
+
+Nearest-neighbour upsampling followed by a 3x3 convolution multiplies every pixel by the same weight up to four times: it equals
+one transposed convolution of the small map with a 4x4 kernel of summed weights, at 4/9 of the arithmetic. `UpsampleConv2d`
+computes it so; its parameter is the 3x3 kernel.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adadfq_lab.errors import UserError
+
+# Rows: taps of the 4-wide kernel; columns: taps of the 3-wide one. Output 2i-1+r of the doubled row sees input i through these.
+_DOUBLING = ((0.0, 0.0, 1.0), (0.0, 1.0, 1.0), (1.0, 1.0, 0.0), (1.0, 0.0, 0.0))
+
+
+class UpsampleConv2d(nn.Conv2d):
+    """conv2d(nearest_x2(x)) with a 3x3 kernel and padding 1: `(N, in, H, W)` to `(N, out, 2H, 2W)`."""
+
+    doubling: Tensor
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 3, padding=1)
+        self.register_buffer("doubling", torch.tensor(_DOUBLING), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        d = self.doubling.to(self.weight.dtype)
+        kernel = torch.einsum("ak,oikl,bl->ioab", d, self.weight, d).contiguous(memory_format=torch.channels_last)
+        return F.conv_transpose2d(x, kernel, self.bias, stride=2, padding=1)
+
+
+class ConditionalBatchNorm2d(nn.Module):
+    """Batch norm whose scale and shift are looked up by label: tables of `classes` rows, 1 and 0 at first."""
+
+    def __init__(self, channels: int, classes: int, eps: float) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(channels, eps=eps, affine=False)
+        self.scale = nn.Embedding(classes, channels)
+        self.shift = nn.Embedding(classes, channels)
+        nn.init.ones_(self.scale.weight)
+        nn.init.zeros_(self.shift.weight)
+
+    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+        scale, shift = self.scale(labels)[:, :, None, None], self.shift(labels)[:, :, None, None]
+        return torch.addcmul(shift, self.norm(x), scale)
+
+
+class Generator(nn.Module):
+    """What every generator offers: its latent width, and `(z (N, latent), y (N,))` to images `(N, C, H, W)`."""
+
+    latent: int
+
+    def forward(self, z: Tensor, y: Tensor) -> Tensor:
+        raise TypeError(f"{type(self).__name__} defines no forward")
+
+
+def _base(shape: tuple[int, int, int]) -> tuple[int, int]:
+    _, height, width = shape
+    if height % 4 or width % 4:
+        raise UserError(f"the generator doubles its map twice, so images of {height}x{width} must have sides divisible by 4")
+    return height // 4, width // 4
+
+
+class LabelGenerator(Generator):
+    """G for small images: embedding(y) * z, linear to 128 x H/4 x W/4, two doublings. 1,052,139 parameters for CIFAR-10.
+
+    eps: of the two inner batch norms. The released code passes 0.8 where a momentum was meant; 1e-5 is batch norm's own default.
+    """
+
+    def __init__(self, classes: int, shape: tuple[int, int, int], *, latent: int = 100, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.latent = latent
+        self.base = _base(shape)
+        self.label = nn.Embedding(classes, latent)
+        self.linear = nn.Linear(latent, 128 * self.base[0] * self.base[1])
+        self.norm0 = nn.BatchNorm2d(128)
+        self.up1, self.norm1 = UpsampleConv2d(128, 128), nn.BatchNorm2d(128, eps=eps)
+        self.up2, self.norm2 = UpsampleConv2d(128, 64), nn.BatchNorm2d(64, eps=eps)
+        self.image = nn.Conv2d(64, shape[0], 3, padding=1)
+        self.standardize = nn.BatchNorm2d(shape[0], affine=False)
+
+    def forward(self, z: Tensor, y: Tensor) -> Tensor:
+        x = self.linear(self.label(y) * z).view(len(z), 128, *self.base).contiguous(memory_format=torch.channels_last)
+        x = F.leaky_relu(self.norm1(self.up1(self.norm0(x))), 0.2)
+        x = F.leaky_relu(self.norm2(self.up2(x)), 0.2)
+        images: Tensor = self.standardize(torch.tanh(self.image(x)))
+        return images
+
+
+class ClassNormGenerator(Generator):
+    """G for large images: the label enters through conditional batch norm only. 41,405,315 parameters for ImageNet."""
+
+    def __init__(self, classes: int, shape: tuple[int, int, int], *, latent: int = 100, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.latent = latent
+        self.base = _base(shape)
+        self.linear = nn.Linear(latent, 128 * self.base[0] * self.base[1])
+        self.norm0 = ConditionalBatchNorm2d(128, classes, 1e-5)
+        self.up1, self.norm1 = UpsampleConv2d(128, 128), ConditionalBatchNorm2d(128, classes, eps)
+        self.up2, self.norm2 = UpsampleConv2d(128, 64), ConditionalBatchNorm2d(64, classes, eps)
+        self.image = nn.Conv2d(64, shape[0], 3, padding=1)
+        self.standardize = nn.BatchNorm2d(shape[0], affine=False)
+
+    def forward(self, z: Tensor, y: Tensor) -> Tensor:
+        x = self.linear(z).view(len(z), 128, *self.base).contiguous(memory_format=torch.channels_last)
+        x = F.leaky_relu(self.norm1(self.up1(self.norm0(x, y)), y), 0.2)
+        x = F.leaky_relu(self.norm2(self.up2(x), y), 0.2)
+        images: Tensor = self.standardize(torch.tanh(self.image(x)))
+        return images
+
+
+def conditional_generator(classes: int, shape: tuple[int, int, int], *, eps: float = 1e-5) -> Generator:
+    """The generator of GDFQ, AdaSG and AdaDFQ for images of `shape` (C, H, W): by label up to 64 pixels, else by class norm."""
+    kind = LabelGenerator if max(shape[1:]) <= 64 else ClassNormGenerator
+    return kind(classes, shape, eps=eps)

@@ -1,0 +1,43 @@
+"""AdaDFQ: generate samples on which teacher and student disagree just enough.
+
+G keeps the normalised disagreement entropy H' of its samples between lambda_l and lambda_u, balances samples that only P gets
+right against samples that both get right, and matches P's batch-norm statistics; Q is pulled towards P on them.
+
+Qian et al., Adaptive Data-Free Quantization, CVPR 2023. `fidelity` decides what Q minimises (Eq. 13 as printed, or the tempered
+entropy of the released code), whether the batch minimum in H' carries gradient, and how L_BNS is averaged.
+"""
+
+from adadfq_lab.equations import Bounds, hinge, loss_as, loss_bns, loss_ds, student_entropy_loss, student_objective
+from adadfq_lab.methods.method import Method, Round, Terms
+
+
+def student_loss(r: Round) -> Terms:
+    if r.fidelity.student_objective == "eq13":
+        return {"adaptability": student_objective(r.h_prime)}
+    return {"entropy": student_entropy_loss(r.teacher_logits, r.student_logits, T=20)}
+
+
+def adadfq(
+    lower: float = 0.1,
+    upper: float = 0.8,
+    *,
+    alpha_ds: float = 0.2,
+    alpha_as: float = 0.1,
+    beta: float = 1.0,
+    gamma: float = 1.0,
+    name: str = "AdaDFQ",
+) -> Method:
+    """AdaDFQ with the constants of the paper's section 3.1; a weight of 0 drops its term, as in Table 3."""
+
+    def generator_loss(r: Round) -> Terms:
+        terms = {
+            "band": hinge(r.h_prime, r.bounds).mean(),
+            "ds": beta * alpha_ds * loss_ds(r.teacher_logits, r.student_logits, r.labels),
+            "as": beta * alpha_as * loss_as(r.teacher_logits, r.student_logits, r.labels),
+            "bns": gamma * loss_bns(r.statistics, reduction=r.fidelity.bns_reduction),
+        }
+        weights = {"band": 1.0, "ds": beta * alpha_ds, "as": beta * alpha_as, "bns": gamma}
+        return {term: value for term, value in terms.items() if weights[term]}
+
+    settings = {"lower": lower, "upper": upper, "alpha_ds": alpha_ds, "alpha_as": alpha_as, "beta": beta, "gamma": gamma}
+    return Method(name, generator_loss, student_loss, uses_student=True, bounds=Bounds(lower, upper), settings=settings)

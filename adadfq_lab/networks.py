@@ -1,0 +1,74 @@
+"""The networks of the paper's CIFAR rows, small enough to read.
+
+`resnet20` is the ResNet of He et al. (2016, section 4.2) with *projection* shortcuts (1x1 convolution + batch norm where the
+shape changes), as the paper's model zoo has it: 272,474 parameters for 10 classes on RGB, 21 convolutions, 19 ReLUs.
+ImageNet networks come from torchvision; see `adadfq_lab.teachers`.
+"""
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+
+class BasicBlock(nn.Module):
+    """relu(bn2(conv2(relu(bn1(conv1 x)))) + shortcut(x)); `(N, in, H, W)` to `(N, out, H/stride, W/stride)`."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.relu = nn.ReLU()
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or in_channels != out_channels:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.relu(self.bn1(self.conv1(x)))
+        y: Tensor = self.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
+        return y
+
+
+def _stage(in_channels: int, out_channels: int, blocks: int, stride: int) -> nn.Sequential:
+    rest = [BasicBlock(out_channels, out_channels, 1) for _ in range(blocks - 1)]
+    return nn.Sequential(BasicBlock(in_channels, out_channels, stride), *rest)
+
+
+class ResNetCifar(nn.Module):
+    """Three stages of `blocks` basic blocks, widths 16/32/64, on small images: `(N, C, H, W)` to logits `(N, classes)`."""
+
+    def __init__(self, blocks: int, classes: int = 10, channels: int = 3) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, 16, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.relu = nn.ReLU()
+        self.stage1 = _stage(16, 16, blocks, stride=1)
+        self.stage2 = _stage(16, 32, blocks, stride=2)
+        self.stage3 = _stage(32, 64, blocks, stride=2)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.linear = nn.Linear(64, classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out")
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.stage3(self.stage2(self.stage1(x)))
+        logits: Tensor = self.linear(self.pool(x).flatten(1))
+        return logits
+
+
+def resnet20(classes: int = 10, channels: int = 3) -> ResNetCifar:
+    """The paper's CIFAR network."""
+    return ResNetCifar(3, classes, channels)
+
+
+def resnet8(classes: int = 10, channels: int = 3) -> ResNetCifar:
+    """One block a stage: the same shape at a third of the cost, for tests and first experiments."""
+    return ResNetCifar(1, classes, channels)
+
+
+NETWORKS: dict[str, Callable[..., nn.Module]] = {"resnet20": resnet20, "resnet8": resnet8}

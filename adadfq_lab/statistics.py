@@ -1,0 +1,103 @@
+"""The teacher's logits and, from the same forward, the statistics of every batch norm's input: what Eq. (11) compares.
+
+A frozen batch norm in eval mode is a u + b per channel; its input's mean and variance come out of the same function, with one
+backward that serves the value and both statistics. No hooks, no lists that grow.
+"""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from adadfq_lab.equations import BatchStatistics
+from adadfq_lab.errors import UserError
+
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+class _AffineWithMoments(torch.autograd.Function):
+    """u `(N, C, ...)` to a u + b, and the mean and biased variance of u per channel.
+
+    d/du of (g . (a u + b) + g_m . mean + g_v . var) is a g + (g_m - 2 g_v mean)/n + (2 g_v/n) u.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, a: Tensor, b: Tensor, centre: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        flat = u.transpose(1, -1).reshape(-1, u.shape[1]) if u.dim() != 4 else u.permute(0, 2, 3, 1).reshape(-1, u.shape[1])
+        shifted = flat - centre  # about the running mean, so that E[u^2] - E[u]^2 does not cancel
+        offset = shifted.mean(0)
+        var = shifted.square_().mean(0) - offset * offset
+        mean = offset + centre
+        shape = (1, -1) + (1,) * (u.dim() - 2)
+        ctx.save_for_backward(u, a, mean)
+        return torch.addcmul(b.view(shape), u, a.view(shape)), mean, var
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, grad_mean: Tensor, grad_var: Tensor) -> tuple[Tensor | None, ...]:
+        u, a, mean = ctx.saved_tensors
+        shape = (1, -1) + (1,) * (u.dim() - 2)
+        n = u.numel() // u.shape[1]
+        slope = grad_var * (2 / n)
+        constant = grad_mean / n - slope * mean
+        return torch.addcmul(constant.view(shape), grad, a.view(shape)).addcmul_(u, slope.view(shape)), None, None, None
+
+
+class MomentsBatchNorm(nn.Module):
+    """A frozen batch norm that also notes the mean and variance of its input in `self.moments`."""
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, norm: nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d) -> None:
+        super().__init__()
+        if norm.running_mean is None or norm.running_var is None:
+            raise UserError("a batch norm of the teacher keeps no running statistics; Eq. (11) has nothing to compare with")
+        a = torch.rsqrt(norm.running_var + norm.eps)
+        if norm.weight is not None:
+            a = a * norm.weight.detach()
+        b = -norm.running_mean * a
+        self.register_buffer("scale", a)
+        self.register_buffer("shift", b if norm.bias is None else b + norm.bias.detach())
+        self.register_buffer("running_mean", norm.running_mean)
+        self.register_buffer("running_var", norm.running_var)
+        self.moments: BatchStatistics | None = None
+
+    def forward(self, u: Tensor) -> Tensor:
+        y, mean, var = _AffineWithMoments.apply(u, self.scale, self.shift, self.running_mean)
+        self.moments = BatchStatistics(mean, var, self.running_mean, self.running_var)
+        return y  # type: ignore[no-any-return]
+
+
+class WithStatistics(nn.Module):
+    """A frozen network that returns `(logits, statistics)`, one `BatchStatistics` per batch norm.
+
+    Shares nothing that changes with `network`: the network is frozen, and its batch norms are replaced in a copy.
+    Raises UserError for a network without batch norm, since Eq. (11) is what ties the images to the training data.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        inner = getattr(network, "network", network)
+        self.network = copy.deepcopy(inner).eval().requires_grad_(False)
+        self._norms: list[MomentsBatchNorm] = []
+        for parent in list(self.network.modules()):
+            for name, child in list(parent.named_children()):
+                if isinstance(child, _NORMS):
+                    norm = MomentsBatchNorm(child)
+                    setattr(parent, name, norm)
+                    self._norms.append(norm)
+        if not self._norms:
+            raise UserError(
+                f"{type(inner).__name__} has no batch norm, so nothing remembers its training data; "
+                "data-free quantization by Eq. (11) needs a teacher with BatchNorm layers"
+            )
+
+    def forward(self, x: Tensor) -> tuple[Tensor, list[BatchStatistics]]:
+        logits: Tensor = self.network(x)
+        statistics = [norm.moments for norm in self._norms if norm.moments is not None]
+        for norm in self._norms:
+            norm.moments = None
+        return logits, statistics

@@ -1,0 +1,280 @@
+"""The student Q: a fake-quantised copy of any traceable network.
+
+`quantize(P, "3w3a")` traces the network once (torch.fx), so it sees what a walk over modules does not: `F.relu`, `x.relu_()`, a
+ReLU module used twice, a residual add. Every Conv2d and Linear, the first and the last included, gets weights of n bits; every
+ReLU and ReLU6 becomes a quantiser of n bits of its own. What else there is stays float and is named by `Q.report()`.
+"""
+
+import copy
+import operator
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from adadfq_lab.errors import UserError
+from adadfq_lab.layers import QuantConv2d, QuantLayer, quantized_layer
+from adadfq_lab.quantizer import BitWidths, QuantActivation, RangeRule, Ste, ZeroPoint
+
+RELU_FUNCTIONS = {F.relu: "relu", torch.relu: "relu", torch.relu_: "relu", F.relu6: "relu6"}
+RELU_METHODS = {"relu": "relu", "relu_": "relu"}
+IN_PLACE = {operator.iadd: operator.add, operator.imul: operator.mul}
+IN_PLACE_METHODS = {"add_": "add", "mul_": "mul", "relu_": "relu"}
+# Tensors that pass through these keep their grid: each output is one of the inputs, or the input is laid out anew.
+KEEPS_GRID = (nn.MaxPool2d, nn.Identity, nn.Dropout, nn.Dropout2d, nn.Flatten)
+KEEPS_GRID_FUNCTIONS = (torch.flatten, F.max_pool2d, F.dropout)
+KEEPS_GRID_METHODS = ("flatten", "view", "reshape", "contiguous")
+NORMS = (nn.BatchNorm2d,)
+
+
+class Student(nn.Module):
+    """Q of the paper: normalised images `(N, C, H, W)` to logits `(N, classes)`, computed on n-bit weights and activations."""
+
+    def __init__(self, graph: fx.GraphModule, bits: BitWidths) -> None:
+        super().__init__()
+        self.graph, self.bits = graph, bits
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.graph(x)
+        return out
+
+    def layers(self) -> dict[str, QuantLayer]:
+        """The quantised convolutions and linear layers by name, in the order of their execution."""
+        calls = (node.target for node in self.graph.graph.nodes if node.op == "call_module")
+        found = {str(t): self.graph.get_submodule(str(t)) for t in calls}
+        return {name: module for name, module in found.items() if isinstance(module, QuantLayer)}
+
+    def activations(self) -> dict[str, QuantActivation]:
+        """The activation quantisers by name, in the order of their execution."""
+        return {n.removeprefix("activations."): m for n, m in self.graph.named_modules() if isinstance(m, QuantActivation)}
+
+    @property
+    def observing(self) -> bool:
+        """Whether activation ranges are being updated by each forward."""
+        return any(module.observing for module in self.activations().values())
+
+    @observing.setter
+    def observing(self, value: bool) -> None:
+        for module in self.activations().values():
+            module.observing = value
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Within it no forward moves an activation range: for evaluation and probes."""
+        before = [(module, module.observing) for module in self.activations().values()]
+        self.observing = False
+        try:
+            yield
+        finally:
+            for module, value in before:
+                module.observing = value
+
+    def left_float(self) -> list[str]:
+        """What still computes on floats that are on no grid, one phrase each."""
+        left = [
+            f"{n} ({type(m).__name__})" for n, m in self.graph.named_modules() if type(m).__module__ == "torch.nn.modules.conv"
+        ]
+        functional = {F.conv2d: "F.conv2d", F.linear: "F.linear", torch.matmul: "matmul", F.conv1d: "F.conv1d"}
+        for node in self.graph.graph.nodes:
+            if node.op == "call_function" and node.target in functional:
+                left.append(f"{node.name} ({functional[node.target]} with weights of its own)")
+        for name, source in _float_inputs(self.graph):
+            left.append(f"input of {name} ({source})")
+        return left
+
+    def report(self) -> str:
+        """What was quantised, to how many bits, and what was not; a few lines of text."""
+        layers, activations = self.layers(), self.activations()
+        weights = sum(layer.weight.numel() for layer in layers.values())
+        convs = sum(isinstance(layer, QuantConv2d) for layer in layers.values())
+        left = self.left_float()
+        return "\n".join(
+            [
+                f"{self.bits}: {len(layers)} layers ({convs} convolutions, {len(layers) - convs} linear), "
+                f"{weights:,} weights of {self.bits.weights} bits per output channel",
+                f"{len(activations)} activation quantisers of {self.bits.activations} bits per tensor, after each ReLU or ReLU6"
+                + (" and on every other layer input" if any(a.relu == "none" for a in activations.values()) else ""),
+                "left in float: biases, batch norm" + "".join(f", {item}" for item in left),
+            ]
+        )
+
+
+def quantize(
+    network: nn.Module,
+    bits: str | BitWidths,
+    *,
+    ste: Ste = "identity",
+    rule: RangeRule = "ema",
+    zero_point: ZeroPoint = "rounded",
+    every_input: bool = False,
+) -> Student:
+    """A fake-quantised copy of `network` (a Teacher or any traceable module); the network itself is not touched.
+
+    bits:        such as "3w3a", 2 to 8 bits each
+    ste:         straight-through gradient, "identity" or "clipped"
+    rule:        how activation ranges are observed, see `Range`
+    zero_point:  "rounded" (integers run) or "real" (Eq. 18 to the letter)
+    every_input: also quantise the inputs of layers that no ReLU precedes: the image, the pooled vector, MobileNetV2's linear
+                 bottlenecks and residual sums. Off by default, as in the paper's line of work.
+
+    Raises UserError where the network cannot be traced (which module, and why) or has nothing to quantise.
+    """
+    widths = BitWidths.parse(bits) if isinstance(bits, str) else bits
+    inner = getattr(network, "network", network)
+    root = copy.deepcopy(inner).eval().requires_grad_(True)
+    graph = _trace(root)
+    _out_of_place(graph)
+    module = fx.GraphModule(root, graph)
+    _replace_relus(module, widths.activations, rule, ste)
+    count = _replace_layers(module, widths, ste, zero_point)
+    if not count:
+        raise UserError(f"{type(inner).__name__} has no Conv2d or Linear layer to quantise")
+    if every_input:
+        _quantize_inputs(module, widths.activations, rule, ste)
+    module.graph.eliminate_dead_code()
+    module.delete_all_unused_submodules()
+    module.recompile()
+    return Student(module, widths).to(memory_format=torch.channels_last).eval()
+
+
+class _Tracer(fx.Tracer):
+    """Remembers which module it was in, so that a failure can name it."""
+
+    where = ""
+
+    def call_module(self, m: nn.Module, forward, args, kwargs):  # type: ignore[no-untyped-def]
+        outer, self.where = self.where, self.path_of_module(m)
+        result = super().call_module(m, forward, args, kwargs)
+        self.where = outer
+        return result
+
+
+def _trace(root: nn.Module) -> fx.Graph:
+    tracer = _Tracer()
+    try:
+        return tracer.trace(root)
+    except Exception as error:  # whatever foreign code raises while it is traced
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        place = f"module {tracer.where!r} of {type(root).__name__}" if tracer.where else type(root).__name__
+        raise UserError(f"cannot trace {place}: {reason}; its forward must not depend on the values of its input") from error
+
+
+def _out_of_place(graph: fx.Graph) -> None:
+    """Rewrites in-place forms so that later uses of the overwritten tensor see the new value, as they did when run."""
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    modules = dict(graph.owning_module.named_modules()) if graph.owning_module else {}
+    for node in list(graph.nodes):
+        inplace = node.kwargs.get("inplace", False) or (node.target in (F.relu, F.relu6) and True in node.args[1:])
+        if node.op == "call_function" and node.target in IN_PLACE:
+            node.target, inplace = IN_PLACE[node.target], True
+        elif node.op == "call_function" and node.target is torch.relu_:
+            inplace = True
+        elif node.op == "call_method" and node.target in IN_PLACE_METHODS:
+            node.target, inplace = IN_PLACE_METHODS[node.target], True
+        elif node.op == "call_module":
+            inplace = getattr(modules.get(node.target), "inplace", False)
+        if inplace and node.args and isinstance(node.args[0], fx.Node):
+            overwritten = node.args[0]
+            for user in list(overwritten.users):
+                if order[user] > order[node]:
+                    user.replace_input_with(overwritten, node)
+
+
+def _relu_kind(node: fx.Node, modules: dict[str, nn.Module]) -> str | None:
+    if node.op == "call_function":
+        if node.target in RELU_FUNCTIONS:
+            return RELU_FUNCTIONS[node.target]
+        if node.target is F.hardtanh and node.args[1:3] == (0.0, 6.0):
+            return "relu6"
+    if node.op == "call_method":
+        return RELU_METHODS.get(str(node.target))
+    module = modules.get(str(node.target)) if node.op == "call_module" else None
+    if isinstance(module, nn.ReLU6) or (isinstance(module, nn.Hardtanh) and (module.min_val, module.max_val) == (0, 6)):
+        return "relu6"
+    return "relu" if isinstance(module, nn.ReLU) else None
+
+
+def _replace_relus(module: fx.GraphModule, bits: int, rule: RangeRule, ste: Ste) -> None:
+    """Each ReLU *site* gets a quantiser of its own, also where one ReLU module serves several."""
+    modules = dict(module.named_modules())
+    for node in list(module.graph.nodes):
+        if kind := _relu_kind(node, modules):
+            _insert(
+                module,
+                node,
+                QuantActivation(bits, kind, rule=rule, ste=ste),
+                node.args[0] if node.args else node.kwargs["input"],
+            )
+
+
+def _insert(module: fx.GraphModule, node: fx.Node, quantizer: QuantActivation, source: Any) -> None:
+    """Puts `quantizer` on `source` right after `node`, and in `node`'s place for all its users."""
+    name = f"activations.{node.name}"
+    module.add_submodule(name, quantizer)
+    with module.graph.inserting_after(node):
+        new = module.graph.call_module(name, (source,))
+    node.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
+    if source is not node:
+        module.graph.erase_node(node)
+
+
+def _replace_layers(module: fx.GraphModule, bits: BitWidths, ste: Ste, zero_point: ZeroPoint) -> int:
+    """Replaces convolutions, with the batch norm that alone uses them, and linear layers; returns how many."""
+    modules = dict(module.named_modules())
+    calls: dict[str, list[fx.Node]] = {}
+    for node in module.graph.nodes:
+        if node.op == "call_module":
+            calls.setdefault(str(node.target), []).append(node)
+    count = 0
+    for target, nodes in calls.items():
+        layer = modules[target]
+        if type(layer) not in (nn.Conv2d, nn.Linear):
+            continue
+        assert isinstance(layer, nn.Conv2d | nn.Linear)
+        bn: nn.BatchNorm2d | None = None
+        users = list(nodes[0].users)
+        if len(nodes) == 1 and len(users) == 1 and users[0].op == "call_module":
+            follower = modules.get(str(users[0].target))
+            if isinstance(follower, nn.BatchNorm2d) and isinstance(layer, nn.Conv2d) and len(calls[str(users[0].target)]) == 1:
+                bn = follower
+                users[0].replace_all_uses_with(nodes[0])
+                module.graph.erase_node(users[0])
+        module.add_submodule(target, quantized_layer(layer, bn, bits, ste, zero_point))
+        count += 1
+    return count
+
+
+def _source(node: fx.Node, modules: dict[str, nn.Module]) -> fx.Node:
+    """The node whose grid the tensor of `node` lies on, back through operations that keep a grid."""
+    while node.args and isinstance(node.args[0], fx.Node):
+        keeps = (
+            (node.op == "call_module" and isinstance(modules.get(str(node.target)), KEEPS_GRID))
+            or (node.op == "call_function" and node.target in KEEPS_GRID_FUNCTIONS)
+            or (node.op == "call_method" and node.target in KEEPS_GRID_METHODS)
+        )
+        if not keeps:
+            break
+        node = node.args[0]
+    return node
+
+
+def _float_inputs(module: fx.GraphModule) -> list[tuple[str, str]]:
+    """(layer, source node) for every quantised layer whose input lies on no grid."""
+    modules = dict(module.named_modules())
+    found = []
+    for node in module.graph.nodes:
+        if node.op == "call_module" and isinstance(modules[str(node.target)], QuantLayer):
+            source = _source(node.args[0], modules)
+            if source.op != "call_module" or not isinstance(modules[str(source.target)], QuantActivation):
+                found.append((str(node.target), source.name))
+    return found
+
+
+def _quantize_inputs(module: fx.GraphModule, bits: int, rule: RangeRule, ste: Ste) -> None:
+    names = {source for _, source in _float_inputs(module)}
+    for node in list(module.graph.nodes):
+        if node.name in names:
+            _insert(module, node, QuantActivation(bits, "none", rule=rule, ste=ste), node)

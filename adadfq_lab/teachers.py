@@ -1,0 +1,110 @@
+"""Teachers P: pre-trained, frozen, in eval mode, and aware of what they were trained on.
+
+A teacher is its network plus the facts without which its logits mean nothing: classes, input shape, normalisation, measured
+accuracy, and the sha256 of its weights.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adadfq_lab.data import stub_path
+from adadfq_lab.errors import UserError
+from adadfq_lab.files import load_tensors, save_tensors
+from adadfq_lab.networks import NETWORKS
+
+SHIPPED = ("fashion_mnist_resnet20", "cifar10_resnet20")
+
+
+@dataclass(frozen=True)
+class TeacherInfo:
+    """What a teacher knows about itself.
+
+    input_shape: (C, H, W) of the images it takes
+    mean, std:   per channel, of pixel values scaled to [0, 1]
+    top1:        percent of the test images of `evaluated_on` that it classifies correctly, None if never measured
+    recipe:      how it was trained, in words that `adadfq train-teacher` would repeat
+    """
+
+    name: str
+    network: str
+    data: str
+    classes: tuple[str, ...]
+    input_shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    top1: float | None = None
+    evaluated_on: str = ""
+    seed: int | None = None
+    recipe: str = ""
+    sha256: str = ""
+
+
+class Teacher(nn.Module):
+    """P of the paper: maps normalised images `(N, C, H, W)` to logits `(N, classes)`; frozen and always in eval mode."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: nn.Module, info: TeacherInfo) -> None:
+        super().__init__()
+        self.network = network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        self.info = info
+        channels = info.input_shape[0]
+        self.register_buffer("mean", torch.tensor(info.mean).view(1, channels, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(info.std).view(1, channels, 1, 1), persistent=False)
+        self.training = False
+
+    def train(self, mode: bool = True) -> "Teacher":
+        """A teacher does not train: stays in eval mode whatever is asked."""
+        return super().train(False)
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """uint8 images `(N, C, H, W)` to what the network takes: float, zero mean, unit deviation, channels last."""
+        return normalize(images, self.mean, self.std)
+
+    def denormalize(self, x: Tensor) -> Tensor:
+        """Normalised images back to pixel values, clipped to [0, 1]."""
+        return (x * self.std + self.mean).clamp(0, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.network(x)
+        return logits
+
+
+def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """(images/255 - mean)/std for uint8 `images`, laid out channels last."""
+    x = images.to(mean.device, non_blocking=True).float() / 255
+    return ((x - mean) / std).contiguous(memory_format=torch.channels_last)
+
+
+def save_teacher(teacher: Teacher, path: Path) -> str:
+    """Writes the weights and facts of `teacher` as safetensors; returns their sha256."""
+    info = dataclasses.asdict(teacher.info)
+    info.pop("sha256")
+    return save_tensors(path, teacher.network.state_dict(), {"kind": "teacher", **info})
+
+
+def load_teacher(name: str) -> Teacher:
+    """The teacher called `name`: a shipped one (see SHIPPED), or a file that `adadfq train-teacher` wrote.
+
+    Raises UserError where the file is missing, damaged, or does not fit its network.
+    """
+    path = stub_path(f"{name}.safetensors") if name in SHIPPED else Path(name)
+    if not path.exists():
+        raise UserError(f"no teacher {name!r}; shipped are {', '.join(SHIPPED)}, or give a file of adadfq train-teacher")
+    tensors, meta, sha256 = load_tensors(path)
+    if meta.pop("kind", None) != "teacher":
+        raise UserError(f"{path} holds no teacher")
+    try:
+        facts: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in meta.items()}
+        info = TeacherInfo(**facts, sha256=sha256)
+        network = NETWORKS[info.network](classes=len(info.classes), channels=info.input_shape[0])
+        network.load_state_dict(tensors)
+    except (TypeError, KeyError, RuntimeError) as error:
+        raise UserError(f"{path} does not fit its network: {str(error).splitlines()[0]}") from None
+    return Teacher(network, info)
