@@ -21,11 +21,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from adadfq_lab.equations import Bounds, disagreement_entropy
 from adadfq_lab.errors import UserError
-from adadfq_lab.fidelity import Fidelity, fidelity
+from adadfq_lab.fidelity import Fidelity
+from adadfq_lab.fidelity import fidelity as preset
 from adadfq_lab.generators import Generator
 from adadfq_lab.methods import Method, Round
 from adadfq_lab.statistics import WithStatistics
@@ -135,7 +136,7 @@ class Game:
         *,
         seed: int = 0,
         schedule: Schedule | None = None,
-        fidelity_: str | Fidelity = "corrected",
+        fidelity: str | Fidelity = "corrected",
         gains_every: int = 0,
         check_every: int = 0,
         precision: Precision = "float32",
@@ -144,7 +145,7 @@ class Game:
         self.device = torch.device(device)
         self.teacher, self.student, self.method = teacher.to(self.device), student.to(self.device), method
         self.schedule, self.seed, self.gains_every = schedule or Schedule(), seed, gains_every
-        self.fidelity = fidelity(fidelity_) if isinstance(fidelity_, str) else fidelity_
+        self.fidelity = preset(fidelity) if isinstance(fidelity, str) else fidelity
         self.check_every = check_every or (1 if self.device.type == "cpu" else 25)
         self.precision: Precision = precision
         self.bounds = method.bounds
@@ -183,7 +184,7 @@ class Game:
     # One round
 
     def play(self, rounds: int) -> Iterator[Record]:
-        """Plays `rounds` more rounds and yields the record of each. Raises NonFiniteError where a loss is no number any more."""
+        """Plays `rounds` more rounds and yields the record of each. Raises NonFiniteError where a loss is no number."""
         for _ in range(rounds):
             record = self.round()
             if self.device.type != "meta":
@@ -207,7 +208,7 @@ class Game:
                 z_p, statistics = self.observed_teacher(x)
                 with torch.set_grad_enabled(uses_student or not warm):
                     z_q = self.student(x if uses_student else x.detach())
-            r = Round(index, x, y, z_p.float(), z_q.float(), statistics, bounds, self.fidelity)
+            r = Round(index, x, y, _wide(z_p), _wide(z_q), statistics, bounds, self.fidelity)
             terms_g = self.method.generator_loss(r)
             terms_q = {} if warm else self.method.student_loss(r)
             entropy, h_prime = r.entropy.detach(), r.h_prime.detach()
@@ -227,9 +228,8 @@ class Game:
             if probe:
                 gains[1] = self._disagreement(x_new, z_p_new) - after_g
         self.index += 1
-        terms = {f"generator.{k}": v.detach() for k, v in terms_g.items()} | {
-            f"student.{k}": v.detach() for k, v in terms_q.items()
-        }
+        terms = {f"generator.{k}": v.detach() for k, v in terms_g.items()}
+        terms |= {f"student.{k}": v.detach() for k, v in terms_q.items()}
         agreement = (z_p.detach().argmax(1) == z_q.detach().argmax(1)).float().mean()
         phase: Literal["warm-up", "play"] = "warm-up" if warm else "play"
         return Record(index, phase, terms, entropy, h_prime, agreement, bounds, self.student.observing, gains[0], gains[1])
@@ -238,6 +238,7 @@ class Game:
         n = self.schedule.batch
         z = torch.randn(n, self.generator.latent, generator=self.random)
         y = torch.randint(self.classes, (n,), generator=self.random)
+        z = z.to(next(self.generator.parameters()).dtype)
         return z.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
 
     def _autocast(self) -> AbstractContextManager[Any]:
@@ -260,13 +261,13 @@ class Game:
     def _remake(self, z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """(x, z_p) of the generator as it is now, for the same z and y; its running statistics are left as they were."""
         x = self._without_trace(z, y)
-        return x, self.teacher(x).float()
+        return x, _wide(self.teacher(x))
 
     @torch.no_grad()
     def _disagreement(self, x: Tensor, z_p: Tensor) -> Tensor:
         """Mean of log C - H_info over the batch, 0-dim, nats: 0 where P and Q agree."""
         with self.student.frozen():
-            return math.log(self.classes) - disagreement_entropy(z_p, self.student(x).float()).mean()
+            return math.log(self.classes) - disagreement_entropy(z_p, _wide(self.student(x))).mean()
 
     def _without_trace(self, z: Tensor, y: Tensor) -> Tensor:
         buffers = [(buffer, buffer.clone()) for buffer in self.generator.buffers()]
@@ -284,6 +285,23 @@ class Game:
         z = torch.randn(len(labels), self.generator.latent, generator=torch.Generator().manual_seed(seed))
         return self._without_trace(z.to(self.device), labels.to(self.device))
 
+    # On disk
+
+    def save(self, path: Path) -> None:
+        """Writes everything the next round depends on to `path`, atomically."""
+        from adadfq_lab.checkpoints import save_game
+
+        self.check()
+        save_game(self, path)
+        self.last_checkpoint = path
+
+    @staticmethod
+    def resume(path: Path, *, teacher: Teacher | None = None, method: Method | None = None, device: str = "cpu") -> "Game":
+        """The game saved at `path`, as it was: see `checkpoints.resume_game`."""
+        from adadfq_lab.checkpoints import resume_game
+
+        return resume_game(path, teacher=teacher, method=method, device=device)
+
     # When it goes wrong
 
     def check(self) -> None:
@@ -298,9 +316,9 @@ class Game:
         last = f"the last good checkpoint is {self.last_checkpoint}" if self.last_checkpoint else "there is no checkpoint yet"
         return NonFiniteError(f"round {index}: {what}; {last}; try a lower learning rate")
 
-    def modules(self) -> dict[str, nn.Module]:
-        """The players that change, by name."""
-        return {"generator": self.generator, "student": self.student}
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits.float() if logits.dtype == torch.bfloat16 else logits
 
 
 def _total(terms: dict[str, Tensor]) -> Tensor:

@@ -67,9 +67,9 @@ def _base(shape: tuple[int, int, int]) -> tuple[int, int]:
 
 
 class LabelGenerator(Generator):
-    """G for small images: embedding(y) * z, linear to 128 x H/4 x W/4, two doublings. 1,052,139 parameters for CIFAR-10.
+    """G for small images: embedding(y) * z, linear to 128 x H/4 x W/4, doubled twice. 1,052,139 parameters for CIFAR-10.
 
-    eps: of the two inner batch norms. The released code passes 0.8 where a momentum was meant; 1e-5 is batch norm's own default.
+    eps: of the two inner batch norms. The released code passes 0.8 where a momentum was meant; 1e-5 is the usual value.
     """
 
     def __init__(self, classes: int, shape: tuple[int, int, int], *, latent: int = 100, eps: float = 1e-5) -> None:

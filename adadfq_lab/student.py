@@ -9,6 +9,7 @@ import copy
 import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,12 +31,27 @@ KEEPS_GRID_METHODS = ("flatten", "view", "reshape", "contiguous")
 NORMS = (nn.BatchNorm2d,)
 
 
+@dataclass(frozen=True)
+class Quantization:
+    """How a student was quantised: the arguments of `quantize`."""
+
+    bits: BitWidths
+    ste: Ste = "identity"
+    rule: RangeRule = "ema"
+    zero_point: ZeroPoint = "rounded"
+    every_input: bool = False
+
+
 class Student(nn.Module):
     """Q of the paper: normalised images `(N, C, H, W)` to logits `(N, classes)`, computed on n-bit weights and activations."""
 
-    def __init__(self, graph: fx.GraphModule, bits: BitWidths) -> None:
+    def __init__(self, graph: fx.GraphModule, quantization: Quantization) -> None:
         super().__init__()
-        self.graph, self.bits = graph, bits
+        self.graph, self.quantization = graph, quantization
+
+    @property
+    def bits(self) -> BitWidths:
+        return self.quantization.bits
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.graph(x)
@@ -137,7 +153,9 @@ def quantize(
     module.graph.eliminate_dead_code()
     module.delete_all_unused_submodules()
     module.recompile()
-    return Student(module, widths).to(memory_format=torch.channels_last).eval()
+    return (
+        Student(module, Quantization(widths, ste, rule, zero_point, every_input)).to(memory_format=torch.channels_last).eval()
+    )
 
 
 class _Tracer(fx.Tracer):
@@ -242,6 +260,7 @@ def _replace_layers(module: fx.GraphModule, bits: BitWidths, ste: Ste, zero_poin
                 bn = follower
                 users[0].replace_all_uses_with(nodes[0])
                 module.graph.erase_node(users[0])
+                module.delete_submodule(str(users[0].target))
         module.add_submodule(target, quantized_layer(layer, bn, bits, ste, zero_point))
         count += 1
     return count

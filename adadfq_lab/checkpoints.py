@@ -1,0 +1,119 @@
+"""A game on disk: everything the next round depends on, so that a resumed run continues bit for bit.
+
+Tensors: both players' weights and buffers, both optimizers' state, the state of the random generator. JSON: what must agree
+(teacher's sha256, method and its settings, schedule, fidelity, quantization) and what does not fit a tensor.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from adadfq_lab.equations import Bounds
+from adadfq_lab.errors import UserError
+from adadfq_lab.fidelity import Fidelity
+from adadfq_lab.files import load_tensors, save_tensors
+from adadfq_lab.methods import Method, make_method
+from adadfq_lab.quantizer import BitWidths
+from adadfq_lab.student import Student, quantize
+from adadfq_lab.teachers import Teacher, load_teacher
+
+if TYPE_CHECKING:
+    from adadfq_lab.game import Game
+
+
+def _optimizer_tensors(prefix: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    state = optimizer.state_dict()["state"]
+    return {f"{prefix}.{i}.{key}": value for i, values in state.items() for key, value in values.items() if value is not None}
+
+
+def _load_optimizer(prefix: str, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in _part(prefix, tensors).items():
+        index, key = name.split(".", 1)
+        like = parameters[int(index)]
+        # Fused steps walk parameter and state side by side in memory, so the layout must be the parameter's.
+        state.setdefault(int(index), {})[key] = torch.empty_like(like).copy_(value) if value.shape == like.shape else value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _part(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(f"{prefix}."): value for name, value in tensors.items() if name.startswith(f"{prefix}.")}
+
+
+def quantization_json(student: Student) -> dict[str, Any]:
+    """The student's quantization as JSON; `quantize(P, **quantization_arguments(json))` makes its like."""
+    return dataclasses.asdict(student.quantization) | {"bits": str(student.bits)}
+
+
+def save_game(game: "Game", path: Path) -> None:
+    """Writes `game` to `path`; see `resume_game`."""
+    tensors = {f"student.{k}": v for k, v in game.student.state_dict().items()}
+    tensors |= {f"generator.{k}": v for k, v in game.generator.state_dict().items()}
+    tensors |= _optimizer_tensors("adam", game.generator_optimizer) | _optimizer_tensors("sgd", game.student_optimizer)
+    tensors["random"] = game.random.get_state()
+    meta = {
+        "kind": "game",
+        "index": game.index,
+        "seed": game.seed,
+        "teacher": game.teacher.info.name,
+        "teacher_sha256": game.teacher.info.sha256,
+        "method": game.method.name,
+        "settings": game.method.settings,
+        "bounds": dataclasses.asdict(game.bounds),
+        "schedule": dataclasses.asdict(game.schedule),
+        "fidelity": dataclasses.asdict(game.fidelity),
+        "quantization": quantization_json(game.student),
+        "precision": game.precision,
+        "gains_every": game.gains_every,
+    }
+    save_tensors(path, tensors, meta)
+
+
+def resume_game(
+    path: Path, *, teacher: Teacher | None = None, method: Method | None = None, device: str | torch.device = "cpu"
+) -> "Game":
+    """The game that `Game.save` wrote to `path`: its next round is the round the saved game would have played next.
+
+    teacher: needed unless it is a shipped one; its weights must be those the game was played with
+    method:  needed only for a method that is not in METHODS
+
+    Raises UserError where the file is damaged or belongs to another teacher or method.
+    """
+    from adadfq_lab.game import Game, Schedule
+
+    tensors, meta, _ = load_tensors(path)
+    if meta.get("kind") != "game":
+        raise UserError(f"{path} holds no game")
+    teacher = teacher or load_teacher(meta["teacher"])
+    if teacher.info.sha256 != meta["teacher_sha256"]:
+        raise UserError(f"{path} was played with another teacher than {teacher.info.name} (sha256 differs)")
+    method = method or make_method(meta["method"], **meta["settings"])
+    if method.name != meta["method"]:
+        raise UserError(f"{path} was played with {meta['method']}, not {method.name}")
+    quantization = meta["quantization"] | {"bits": BitWidths.parse(meta["quantization"]["bits"])}
+    schedule = Schedule(**meta["schedule"] | {"milestones": tuple(meta["schedule"]["milestones"])})
+    game = Game(
+        teacher,
+        quantize(teacher, **quantization),
+        method,
+        seed=meta["seed"],
+        schedule=schedule,
+        fidelity=Fidelity(**meta["fidelity"]),
+        gains_every=meta["gains_every"],
+        precision=meta["precision"],
+        device=device,
+    )
+    try:
+        game.student.load_state_dict(_part("student", tensors))
+        game.generator.load_state_dict(_part("generator", tensors))
+        _load_optimizer("adam", game.generator_optimizer, tensors)
+        _load_optimizer("sgd", game.student_optimizer, tensors)
+        game.random.set_state(tensors["random"])
+    except (KeyError, RuntimeError) as error:
+        raise UserError(f"{path} does not fit its own description: {str(error).splitlines()[0]}") from None
+    game.index, game.bounds, game.last_checkpoint = meta["index"], Bounds(**meta["bounds"]), path
+    return game
