@@ -16,7 +16,6 @@ from adadfq_lab.errors import UserError
 from adadfq_lab.fidelity import Fidelity
 from adadfq_lab.files import load_tensors, save_tensors
 from adadfq_lab.methods import Method, make_method
-from adadfq_lab.quantizer import BitWidths
 from adadfq_lab.student import Student, quantize
 from adadfq_lab.teachers import Teacher, load_teacher
 
@@ -45,7 +44,7 @@ def _part(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def quantization_json(student: Student) -> dict[str, Any]:
-    """The student's quantization as JSON; `quantize(P, **quantization_arguments(json))` makes its like."""
+    """The student's quantization as JSON; `quantize(P, **json)` makes its like."""
     return dataclasses.asdict(student.quantization) | {"bits": str(student.bits)}
 
 
@@ -94,11 +93,10 @@ def resume_game(
     method = method or make_method(meta["method"], **meta["settings"])
     if method.name != meta["method"]:
         raise UserError(f"{path} was played with {meta['method']}, not {method.name}")
-    quantization = meta["quantization"] | {"bits": BitWidths.parse(meta["quantization"]["bits"])}
     schedule = Schedule(**meta["schedule"] | {"milestones": tuple(meta["schedule"]["milestones"])})
     game = Game(
         teacher,
-        quantize(teacher, **quantization),
+        quantize(teacher, **meta["quantization"]),
         method,
         seed=meta["seed"],
         schedule=schedule,

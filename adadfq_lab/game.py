@@ -23,6 +23,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from adadfq_lab.allocator import keep_freed_memory
 from adadfq_lab.equations import Bounds, disagreement_entropy
 from adadfq_lab.errors import UserError
 from adadfq_lab.fidelity import Fidelity
@@ -143,6 +144,7 @@ class Game:
         device: str | torch.device = "cpu",
     ) -> None:
         self.device = torch.device(device)
+        keep_freed_memory()
         self.teacher, self.student, self.method = teacher.to(self.device), student.to(self.device), method
         self.schedule, self.seed, self.gains_every = schedule or Schedule(), seed, gains_every
         self.fidelity = preset(fidelity) if isinstance(fidelity, str) else fidelity

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from adadfq_lab.data import stub_path
 from adadfq_lab.errors import UserError
-from adadfq_lab.files import load_tensors, save_tensors
+from adadfq_lab.files import digest, load_tensors, save_tensors
 from adadfq_lab.networks import NETWORKS
 
 SHIPPED = ("fashion_mnist_resnet20", "cifar10_resnet20")
@@ -80,6 +80,35 @@ def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """(images/255 - mean)/std for uint8 `images`, laid out channels last."""
     x = images.to(mean.device, non_blocking=True).float() / 255
     return ((x - mean) / std).contiguous(memory_format=torch.channels_last)
+
+
+def wrap_teacher(
+    network: nn.Module,
+    *,
+    input_shape: tuple[int, int, int],
+    classes: int | tuple[str, ...] = 10,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    name: str = "my network",
+) -> Teacher:
+    """A network of your own as a teacher: it is frozen and knows what the game asks of a teacher.
+
+    input_shape: (C, H, W); classes: their number or their names
+    mean, std:   per channel, of pixel values in [0, 1], as the network was trained with; 0 and 1 where it took them as they are
+    """
+    names = tuple(f"class {i}" for i in range(classes)) if isinstance(classes, int) else classes
+    channels = input_shape[0]
+    info = TeacherInfo(
+        name,
+        type(network).__name__,
+        "",
+        names,
+        input_shape,
+        mean or (0.0,) * channels,
+        std or (1.0,) * channels,
+        sha256=digest({k: v.cpu().contiguous() for k, v in network.state_dict().items()}, name),
+    )
+    return Teacher(network, info)
 
 
 def save_teacher(teacher: Teacher, path: Path) -> str:

@@ -1,0 +1,166 @@
+"""`adadfq`: the command line.
+
+Figures go to standard output, progress to standard error. `--json` prints one JSON object as the last line. A user's mistake
+ends in one line and exit status 2, Ctrl-C in 130 after the run was saved.
+"""
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from adadfq_lab.errors import UserError
+from adadfq_lab.runs import RunConfig
+from adadfq_lab.student import Student
+from adadfq_lab.teachers import Teacher, load_teacher
+from adadfq_lab.training_teachers import TeacherConfig
+
+Json = Annotated[bool, tyro.conf.arg(help="Print one JSON object as the last line.")]
+RUNS = Path("runs")
+
+
+def _say(result: dict[str, Any], text: str, as_json: bool) -> None:
+    print(text)
+    if as_json:
+        print(json.dumps(result))
+
+
+def demo(seed: int = 0, rounds: int = 1200, bits: str = "3w3a", name: str = "", json: Json = False) -> None:
+    """Watch AdaDFQ win back what 3-bit quantization loses: real images, no GPU, no network, a few minutes.
+
+    Plays AdaDFQ on the shipped Fashion-MNIST teacher and measures on the shipped 2,000 test images.
+
+    Args:
+        seed: Of the generator's first weights and of every draw.
+        rounds: Rounds in all; the first 200 train the generator only.
+        bits: Of weights and activations, 2 to 8 each.
+        name: Folder under runs/; made from the date if empty.
+    """
+    train(
+        RunConfig(seed=seed, rounds=rounds, bits=bits, stub=True), name=name or time.strftime("demo-%Y%m%d-%H%M%S"), json=json
+    )
+
+
+def train(config: RunConfig, name: str = "", resume: bool = False, json: Json = False) -> None:
+    """Play a whole run: any shipped or trained teacher, any method, any bit width.
+
+    Args:
+        name: Folder under runs/, or a path; made from the configuration if empty.
+        resume: Continue a run that was interrupted, from its last checkpoint.
+    """
+    from adadfq_lab.runs import run
+
+    name = name or f"{Path(config.teacher).stem}-{config.method}-{config.bits}-seed{config.seed}"
+    folder = Path(name) if "/" in name else RUNS / name
+    result = run(config, folder, resume=resume)
+    _say(result.as_json(), f"{result.table()}\nreport: {folder / 'report.html'}", json)
+
+
+def evaluate(run_or_teacher: tyro.conf.Positional[str], data: str = "", stub: bool = False, json: Json = False) -> None:
+    """Measure the top-1 accuracy of a run's student, or of a teacher, with its 95 % interval.
+
+    Args:
+        run_or_teacher: A run folder, its student.safetensors, a shipped teacher's name, or a teacher file.
+        data: fashion_mnist, cifar10 or cifar100; what the teacher was trained on if empty.
+        stub: Use the shipped images only.
+    """
+    from adadfq_lab.data import load_data
+    from adadfq_lab.evaluation import accuracy
+    from adadfq_lab.student_files import load_student
+
+    path = Path(run_or_teacher)
+    network: Student | Teacher
+    if path.is_dir() or path.name.endswith("student.safetensors"):
+        teacher, network = load_student(path / "student.safetensors" if path.is_dir() else path)
+    else:
+        network = teacher = load_teacher(run_or_teacher)
+    images = load_data(data or teacher.info.data, "test", stub=stub)
+    found = accuracy(network, images, teacher.normalize)
+    _say(dataclasses.asdict(found), f"{found} on {images.source}", json)
+
+
+def train_teacher(config: TeacherConfig, output: Path, json: Json = False) -> None:
+    """Train a teacher on real training images; run it again to continue one that was interrupted.
+
+    Args:
+        output: Where to write it, ending in .safetensors.
+    """
+    from adadfq_lab.training_teachers import train_teacher as train_it
+
+    if output.suffix != ".safetensors" or not output.parent.is_dir():
+        raise UserError(f"{output} must end in .safetensors and lie in a folder that exists")
+    info = train_it(config, output).info
+    _say(dataclasses.asdict(info), f"{info.name}: {info.top1} % on {info.evaluated_on}", json)
+
+
+def methods(json: Json = False) -> None:
+    """List the methods and the idea of each."""
+    from adadfq_lab.methods import METHODS
+
+    rows = {name: (sys.modules[make.__module__].__doc__ or "").split("\n")[0] for name, make in METHODS.items()}
+    _say(rows, "\n".join(f"{name:10} {idea.split(': ', 1)[-1]}" for name, idea in rows.items()), json)
+
+
+def fidelity(json: Json = False) -> None:
+    """Show every place where paper, released code and good sense differ, and what each choice means."""
+    from adadfq_lab.fidelity import CHOICES, fidelity_table
+
+    _say({choice.name: dataclasses.asdict(choice) for choice in CHOICES}, fidelity_table(), json)
+
+
+def bench(teacher: str = "cifar10_resnet20", batch: int = 16, bits: str = "3w3a", rounds: int = 20, json: Json = False) -> None:
+    """Time a round against a textbook round and against the convolutions alone, in one process, interleaved.
+
+    Args:
+        teacher: A shipped teacher's name or a teacher file.
+        batch: Images a round.
+        bits: Of weights and activations.
+        rounds: Measurements of each kind.
+    """
+    from adadfq_lab.bench import bench as time_it
+
+    b = time_it(load_teacher(teacher), batch=batch, bits=bits, rounds=rounds)
+    rows = [
+        ("round", f"{b.round_ms:8.1f} ms   {1e3 / b.round_ms:.1f} rounds/s"),
+        ("textbook round", f"{b.textbook_ms:8.1f} ms   {b.textbook_ratio:.2f} x the round"),
+        ("its convolutions alone", f"{b.floor_ms:8.1f} ms   the round is {b.floor_ratio:.2f} x this floor"),
+        ("round in bf16", f"{b.bf16_ms:8.1f} ms"),
+        ("peak memory", f"{b.peak_mb:8.0f} MB"),
+        ("largest difference", f"{b.max_relative_difference:8.1e}   relative, fast against textbook round, in float64"),
+    ]
+    text = f"{teacher}, {bits}, batch {batch}, {b.threads} threads, medians of {rounds}\n"
+    _say(dataclasses.asdict(b), text + "\n".join(f"{name:24}{figure}" for name, figure in rows), json)
+
+
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "demo": demo,
+    "train": tyro.conf.configure(tyro.conf.OmitArgPrefixes)(train),
+    "evaluate": evaluate,
+    "train-teacher": tyro.conf.configure(tyro.conf.OmitArgPrefixes)(train_teacher),
+    "methods": methods,
+    "fidelity": fidelity,
+    "bench": bench,
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of the command `adadfq`."""
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            COMMANDS,
+            prog="adadfq",
+            description="Adaptive data-free quantization: a teacher, a generator, a student, and the game they play.",
+            args=arguments,
+            config=(tyro.conf.FlagCreatePairsOff,),
+        )
+    except UserError as error:
+        print(f"adadfq: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("adadfq: interrupted; a run was saved and continues with --resume", file=sys.stderr)
+        sys.exit(130)

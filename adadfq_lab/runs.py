@@ -1,0 +1,376 @@
+"""One run, from a configuration to a folder: what `adadfq demo`, `adadfq train` and every table are made of.
+
+`run(config, folder)` is a plain function of its arguments. The folder it fills:
+
+    config.json           the resolved configuration; the same one starts the same run again
+    records.jsonl         one line a round: loss terms, H and H' of each sample, agreement, gains, measured accuracies
+    round_000800.ckpt     checkpoints, the last two
+    student.safetensors   Q after the last round
+    result.json           the table
+    report.html           the figures, in one file without a network
+"""
+
+import dataclasses
+import fcntl
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from adadfq_lab.data import ImageSet, load_data
+from adadfq_lab.equations import Bounds
+from adadfq_lab.errors import UserError
+from adadfq_lab.evaluation import Accuracy, accuracy
+from adadfq_lab.fidelity import fidelity
+from adadfq_lab.files import write_atomically
+from adadfq_lab.game import Game, Precision, Record, Schedule
+from adadfq_lab.methods import make_method
+from adadfq_lab.student import Student, quantize
+from adadfq_lab.student_files import save_student
+from adadfq_lab.teachers import Teacher, load_teacher
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What to run.
+
+    Attributes:
+        teacher: A shipped teacher's name, or a file that train-teacher wrote.
+        data: Images to measure on: fashion_mnist, cifar10 or cifar100; empty for what the teacher was trained on.
+        stub: Measure on the shipped images only (the first 2,000 Fashion-MNIST test images).
+        method: gdfq, adasg or adadfq; `adadfq methods` lists them all.
+        bits: Of weights and activations, 2 to 8 each.
+        rounds: Rounds in all, the warm-up included.
+        lower: The lower bound of H', lambda_l; the method's own if not given.
+        upper: The upper bound of H', lambda_u; the method's own if not given.
+        seed: Of the generator's first weights and of every draw.
+        schedule: When what happens, and how fast.
+        fidelity: Which truth to follow where paper, released code and good sense differ.
+        every_input: Also quantise layer inputs that no ReLU precedes.
+        precision: float32, tf32 (CUDA) or bf16 (autocast).
+        device: auto takes a GPU where there is one.
+        evaluate_every: Rounds between measurements of the student's accuracy; 0 measures only where the table needs it.
+        save_every: Rounds between checkpoints; 0 saves only the last.
+        gains_every: Rounds between measurements of the players' gains; 0 for never.
+    """
+
+    teacher: str = "fashion_mnist_resnet20"
+    data: str = ""
+    stub: bool = False
+    method: str = "adadfq"
+    bits: str = "3w3a"
+    rounds: int = 2000
+    lower: float | None = None
+    upper: float | None = None
+    seed: int = 0
+    schedule: Schedule = field(default_factory=Schedule)
+    fidelity: Literal["corrected", "paper", "released"] = "corrected"
+    every_input: bool = False
+    precision: Precision = "float32"
+    device: str = "auto"
+    evaluate_every: int = 200
+    save_every: int = 200
+    gains_every: int = 25
+
+    def as_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, plain: dict[str, Any]) -> "RunConfig":
+        schedule = plain["schedule"] | {"milestones": tuple(plain["schedule"]["milestones"])}
+        return cls(**plain | {"schedule": Schedule(**schedule)})
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of a run; accuracies are top-1 on the same images, in percent.
+
+    plain:      Q with ranges observed on standard-normal images, nothing trained
+    calibrated: Q with ranges observed on the warm generator's images, untrained; None if the run ended in the warm-up
+    student:    Q after the last round
+    best:       the highest accuracy measured along the way: chosen on these images, so not a result
+    """
+
+    teacher: Accuracy
+    plain: Accuracy
+    calibrated: Accuracy | None
+    student: Accuracy
+    best: Accuracy
+    rounds: int
+    seconds: float
+    seed: int
+    source: str
+    run: str
+
+    def as_json(self) -> dict[str, Any]:
+        """The keys `adadfq demo --json` prints: top-1 in percent, and the intervals beside them."""
+        rows = {k: getattr(self, k) for k in ("teacher", "plain", "calibrated", "student", "best")}
+        plain: dict[str, Any] = {name: row.top1 if row else None for name, row in rows.items()}
+        plain["intervals"] = {name: [row.low, row.high] for name, row in rows.items() if row}
+        plain |= {"images": self.student.images, "rounds": self.rounds, "seconds": round(self.seconds, 1), "seed": self.seed}
+        return plain | {"run": self.run, "source": self.source}
+
+    def table(self) -> str:
+        """The result as a few lines of text."""
+        lost = self.teacher.top1 - self.plain.top1
+        back = self.student.top1 - self.plain.top1
+        rows = [("teacher P", self.teacher), ("plainly quantised", self.plain)]
+        rows += [("calibrated on G's images", self.calibrated)] if self.calibrated else []
+        rows += [("student Q, last round", self.student)]
+        lines = [f"{'':26}{'top-1':>8}   95 % interval"]
+        lines += [f"{name:26}{row.top1:6.2f} %   [{row.low:.2f}, {row.high:.2f}]" for name, row in rows]
+        share = f"{100 * back / lost:.0f} % of the {lost:.1f} points lost were won back" if lost > 0 else "nothing was lost"
+        return "\n".join([*lines, f"{share}, in {self.rounds} rounds and {self.seconds:.0f} s; measured on {self.source}"])
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is CUDA where there is a GPU, else the CPU; raises UserError for a device this machine lacks."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"{name!r} is no device; use auto, cpu or cuda") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError("this machine has no CUDA device that torch can use; leave out --device, or use --device cpu")
+    return device
+
+
+def observe_noise(student: Student, shape: tuple[int, int, int], *, batches: int = 20, batch: int = 16, seed: int = 0) -> None:
+    """Lets Q see standard-normal images, so that it has activation ranges: quantization without data, plainly."""
+    generator = torch.Generator().manual_seed(seed)
+    device = next(student.parameters()).device
+    student.observing = True
+    with torch.no_grad():
+        for _ in range(batches):
+            student(torch.randn(batch, *shape, generator=generator).to(device).contiguous(memory_format=torch.channels_last))
+    student.observing = False
+
+
+def build_student(teacher: Teacher, config: RunConfig) -> Student:
+    """Q before the first round, as `config` asks."""
+    f = fidelity(config.fidelity)
+    return quantize(teacher, config.bits, ste=f.ste, rule=f.observer, zero_point=f.zero_point, every_input=config.every_input)
+
+
+def build_game(config: RunConfig, teacher: Teacher) -> Game:
+    """The game of a run before its first round."""
+    method = make_method(config.method)
+    if config.lower is not None or config.upper is not None:
+        bounds = Bounds(
+            method.bounds.lower if config.lower is None else config.lower,
+            method.bounds.upper if config.upper is None else config.upper,
+        )
+        method = dataclasses.replace(method, bounds=bounds)
+    return Game(
+        teacher,
+        build_student(teacher, config),
+        method,
+        seed=config.seed,
+        schedule=config.schedule,
+        fidelity=config.fidelity,
+        gains_every=config.gains_every,
+        precision=config.precision,
+        device=pick_device(config.device),
+    )
+
+
+def run(
+    config: RunConfig,
+    folder: Path,
+    *,
+    resume: bool = False,
+    on_record: Callable[[Record], None] | None = None,
+    quiet: bool = False,
+) -> Result:
+    """Plays a whole run in `folder` and returns its result; `resume` continues from the folder's last checkpoint.
+
+    Progress goes to standard error. Raises UserError where the folder cannot be written, is in use, or holds another run.
+    On a KeyboardInterrupt the game is saved before the exception goes on.
+    """
+    teacher = load_teacher(config.teacher)
+    data = load_data(config.data or teacher.info.data, "test", stub=config.stub)
+    if len(data.classes) != len(teacher.info.classes) or tuple(data.images.shape[1:]) != teacher.info.input_shape:
+        raise UserError(
+            f"teacher {teacher.info.name} takes {teacher.info.input_shape} images of {len(teacher.info.classes)} classes; "
+            f"{data.name} has {tuple(data.images.shape[1:])} of {len(data.classes)}"
+        )
+    with _claimed(folder, config, resume):
+        return _play(config, folder, teacher, data, resume, on_record, quiet)
+
+
+def _play(
+    config: RunConfig,
+    folder: Path,
+    teacher: Teacher,
+    data: ImageSet,
+    resume: bool,
+    on_record: Callable[[Record], None] | None,
+    quiet: bool,
+) -> Result:
+    device = pick_device(config.device)
+    saved = last_checkpoint(folder) if resume else None
+    game = Game.resume(saved, teacher=teacher, device=str(device)) if saved else build_game(config, teacher)
+    log = RecordLog(folder / "records.jsonl", game.index)
+    plain = build_student(teacher, config).to(device)
+    observe_noise(plain, teacher.info.input_shape, seed=config.seed)
+    measured: dict[str, Accuracy] = {
+        "teacher": accuracy(teacher, data, teacher.normalize),
+        "plain": accuracy(plain, data, teacher.normalize),
+    }
+    calibrated, best = log.measured("calibrated"), log.best()
+    del plain
+    started, before = time.perf_counter(), log.seconds
+    progress = tqdm(
+        total=config.rounds, initial=game.index, unit="round", file=sys.stderr, disable=quiet, mininterval=0.5, smoothing=0.05
+    )
+    latest = calibrated
+    try:
+        with progress:
+            for record in game.play(config.rounds - game.index):
+                done = record.index + 1
+                extra: dict[str, Any] = {"seconds": round(before + time.perf_counter() - started, 2)}
+                if done == config.schedule.warmup:
+                    calibrated = latest = extra["calibrated"] = accuracy(game.student, data, teacher.normalize)
+                due = config.evaluate_every and done % config.evaluate_every == 0
+                if done == config.rounds or (due and done > config.schedule.warmup):
+                    latest = extra["accuracy"] = accuracy(game.student, data, teacher.normalize)
+                    best = max(best or latest, latest, key=lambda a: a.top1)
+                log.write(record, extra)
+                if config.save_every and done % config.save_every == 0 and done < config.rounds:
+                    _checkpoint(game, folder)
+                if on_record:
+                    on_record(record)
+                progress.update()
+                if done % 10 == 0 or done == config.rounds:
+                    progress.set_postfix_str(_live(record, latest), refresh=False)
+            _checkpoint(game, folder)
+    except KeyboardInterrupt:
+        _checkpoint(game, folder)
+        raise
+    finally:
+        log.close()
+    student = latest if latest and config.rounds > config.schedule.warmup else accuracy(game.student, data, teacher.normalize)
+    seconds = before + time.perf_counter() - started
+    result = Result(
+        measured["teacher"],
+        measured["plain"],
+        calibrated,
+        student,
+        best or student,
+        game.index,
+        seconds,
+        config.seed,
+        data.source,
+        str(folder),
+    )
+    save_student(game.student, teacher, folder / "student.safetensors")
+    write_atomically(folder / "result.json", json.dumps(result.as_json(), indent=1).encode())
+    from adadfq_lab.report import write_report  # plotly is slow to import and only needed here
+
+    write_report(folder, game, teacher, data)
+    return result
+
+
+def _live(record: Record, latest: Accuracy | None) -> str:
+    text = f"H' {float(record.h_prime.mean()):.2f}, agreement {100 * float(record.agreement):.0f} %"
+    return text + (f", accuracy {latest.top1:.1f} %" if latest else "")
+
+
+def _checkpoint(game: Game, folder: Path) -> None:
+    """Saves the game and keeps the last two checkpoints."""
+    game.save(folder / f"round_{game.index:06d}.ckpt")
+    for old in sorted(folder.glob("round_*.ckpt"))[:-2]:
+        old.unlink()
+
+
+def last_checkpoint(folder: Path) -> Path:
+    """The newest checkpoint of a run; raises UserError where there is none."""
+    found = sorted(folder.glob("round_*.ckpt"))
+    if not found:
+        raise UserError(f"{folder} has no checkpoint to resume from; start it again without --resume")
+    return found[-1]
+
+
+@contextmanager
+def _claimed(folder: Path, config: RunConfig, resume: bool) -> Iterator[None]:
+    """Makes the folder and keeps other runs out of it; refuses one that holds another configuration."""
+    path = folder / "config.json"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise UserError(f"cannot write to the run folder {folder}: {error.strerror}; choose another with --name") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"another run is using {folder}; choose another --name, or wait for it") from None
+        if path.exists():
+            if not resume:
+                raise UserError(f"{folder} already holds a run; continue it with --resume, or choose another --name")
+            if json.loads(path.read_text()) != config.as_json():
+                raise UserError(f"{folder} holds a run of another configuration; give the options in {path}")
+        elif resume:
+            raise UserError(f"{folder} holds no run to resume")
+        write_atomically(path, json.dumps(config.as_json(), indent=1).encode())
+        yield
+
+
+class RecordLog:
+    """records.jsonl: one JSON object a line, appended round by round; on resuming, lines of unsaved rounds are dropped."""
+
+    def __init__(self, path: Path, index: int) -> None:
+        self.past = [line for line in read_records(path) if line["round"] < index] if path.exists() else []
+        write_atomically(path, "".join(json.dumps(line) + "\n" for line in self.past).encode())
+        self._file = path.open("a")
+
+    @property
+    def seconds(self) -> float:
+        """Seconds played before this session."""
+        return float(self.past[-1].get("seconds", 0.0)) if self.past else 0.0
+
+    def measured(self, name: str) -> Accuracy | None:
+        found = [Accuracy(**line[name]) for line in self.past if name in line]
+        return found[-1] if found else None
+
+    def best(self) -> Accuracy | None:
+        return max(
+            (Accuracy(**line["accuracy"]) for line in self.past if "accuracy" in line), key=lambda a: a.top1, default=None
+        )
+
+    def write(self, record: Record, extra: dict[str, Any]) -> None:
+        """Appends a record and what else was measured in its round."""
+        plain = {k: dataclasses.asdict(v) if isinstance(v, Accuracy) else v for k, v in extra.items()}
+        self._file.write(json.dumps(record.as_json() | plain) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The lines of a records.jsonl; a last line that was cut off is left out."""
+    lines = path.read_text().splitlines()
+    records = []
+    for i, line in enumerate(lines):
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            if i < len(lines) - 1:
+                raise UserError(f"line {i + 1} of {path} is damaged") from None
+    return records
+
+
+def sample_images(game: Game, teacher: Teacher, per_class: int = 4) -> Tensor:
+    """Pixel values `(classes * per_class, C, H, W)` in [0, 1] of generated images, class by class."""
+    labels = torch.arange(game.classes).repeat_interleave(per_class)
+    return teacher.denormalize(game.generate(labels, seed=game.seed)).cpu()

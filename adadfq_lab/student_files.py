@@ -1,0 +1,98 @@
+"""A student on disk: its float weights, its ranges and how it was quantised, as one safetensors file.
+
+The file names the teacher it was made from and carries that teacher's facts (classes, normalisation, network), so that the
+student can be rebuilt where the teacher's weights are not at hand.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from adadfq_lab.errors import UserError
+from adadfq_lab.files import load_tensors, save_tensors
+from adadfq_lab.networks import NETWORKS
+from adadfq_lab.quantizer import BitWidths
+from adadfq_lab.student import Student, quantize
+from adadfq_lab.teachers import SHIPPED, Teacher, TeacherInfo, load_teacher
+
+
+def save_student(student: Student, teacher: Teacher, path: Path, **extra: Any) -> str:
+    """Writes `student`, made from `teacher`, to `path` with the JSON values `extra`; returns the file's sha256."""
+    quantization = dataclasses.asdict(student.quantization) | {"bits": str(student.bits)}
+    meta = {"kind": "student", "teacher": dataclasses.asdict(teacher.info), "quantization": quantization}
+    return save_tensors(path, student.state_dict(), meta | extra)
+
+
+def load_student(path: Path, teacher: Teacher | None = None) -> tuple[Teacher, Student]:
+    """The student that `save_student` wrote to `path`, and its teacher; the student's ranges no longer move.
+
+    teacher: needed where it is neither a shipped one nor named by the `config.json` of the run folder the file lies in
+
+    Raises UserError where the file is missing, damaged, holds no student, or was made from another teacher.
+    """
+    tensors, info, quantization, _ = _read(path)
+    teacher = teacher or _find_teacher(path, info)
+    if teacher.info.sha256 != info.sha256:
+        raise UserError(f"{path} was made from another teacher than {teacher.info.name} (sha256 differs)")
+    return teacher, _rebuild(path, teacher.network, tensors, quantization)
+
+
+def rebuild_student(path: Path) -> tuple[TeacherInfo, Student, str]:
+    """What its teacher knew about itself, the student, and the file's sha256; without the teacher's weights.
+
+    Raises UserError as `load_student` does, and where the network is neither in NETWORKS nor in torchvision.
+    """
+    tensors, info, quantization, sha256 = _read(path)
+    return info, _rebuild(path, build_network(info), tensors, quantization), sha256
+
+
+def build_network(info: TeacherInfo) -> nn.Module:
+    """An untrained network of the kind `info` names: one of NETWORKS, or a classification network of torchvision."""
+    if info.network in NETWORKS:
+        return NETWORKS[info.network](classes=len(info.classes), channels=info.input_shape[0])
+    from torchvision import models
+
+    if info.network in models.list_models(models):
+        network: nn.Module = models.get_model(info.network, num_classes=len(info.classes))
+        return network
+    raise UserError(
+        f"network {info.network!r} is neither one of {', '.join(NETWORKS)} nor one of torchvision's; build it in Python"
+    )
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], TeacherInfo, dict[str, Any], str]:
+    tensors, meta, sha256 = load_tensors(path)
+    if meta.get("kind") != "student":
+        raise UserError(f"{path} holds no student")
+    try:
+        facts: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in meta["teacher"].items()}
+        quantization = dict(meta["quantization"])
+        return tensors, TeacherInfo(**facts), quantization | {"bits": BitWidths.parse(quantization["bits"])}, sha256
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UserError(f"{path} does not describe its student ({error})") from None
+
+
+def _find_teacher(path: Path, info: TeacherInfo) -> Teacher:
+    config = path.parent / "config.json"
+    name = info.name
+    if name not in SHIPPED and config.exists():
+        try:
+            name = str(json.loads(config.read_text())["teacher"])
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{config} does not name the teacher of {path}") from None
+    if name not in SHIPPED and not Path(name).exists():
+        raise UserError(f"{path} was made from teacher {info.name}, which is not shipped; give the teacher's file")
+    return load_teacher(name)
+
+
+def _rebuild(path: Path, network: nn.Module, tensors: dict[str, Tensor], quantization: dict[str, Any]) -> Student:
+    try:
+        student = quantize(network, **quantization)
+        student.load_state_dict(tensors)
+    except (TypeError, RuntimeError) as error:
+        raise UserError(f"{path} does not fit its network: {str(error).splitlines()[0]}") from None
+    student.observing = False
+    return student
