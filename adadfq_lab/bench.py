@@ -108,6 +108,8 @@ class Textbook:
         self.teacher = copy.deepcopy(game.teacher.network).requires_grad_(True).to(memory_format=layout)
         self.generator = copy.deepcopy(game.generator).to(memory_format=layout)
         self.student = copy.deepcopy(game.student).to(memory_format=layout)
+        # The fast generator lays its first map out channels last, and convolutions keep that: undo it.
+        self.generator.get_submodule("norm0").register_forward_hook(lambda module, inputs, out: out.contiguous())
         self.statistics: list[BatchStatistics] = []
         for module in self.teacher.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -171,7 +173,7 @@ class Floor:
             transposed = isinstance(m, UpsampleConv2d)
             if transposed:
                 assert isinstance(m, UpsampleConv2d)
-                weight = torch.einsum("ak,oikl,bl->ioab", m.doubling, weight, m.doubling)
+                weight = m.kernel()
             weight = weight.contiguous(memory_format=torch.channels_last)
             stride, padding = (2, 2) if transposed else m.stride, m.padding
             seen.append((args[0], weight, torch.ones_like(out), [stride, padding, m.dilation, transposed, (0, 0), m.groups]))

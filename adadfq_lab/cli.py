@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -137,6 +137,21 @@ def bench(teacher: str = "cifar10_resnet20", batch: int = 16, bits: str = "3w3a"
     _say(dataclasses.asdict(b), text + "\n".join(f"{name:24}{figure}" for name, figure in rows), json)
 
 
+def course(action: tyro.conf.Positional[Literal["build", "check", "badges"]], target: tyro.conf.Positional[str] = "") -> None:
+    """Make the notebooks from their masters, check them, or point their Colab badges at a fork.
+
+    Args:
+        action: What to do.
+        target: For badges: OWNER/REPO@TAG.
+    """
+    from adadfq_lab.course import badges_command, build_command, check_command
+
+    if action == "badges":
+        badges_command(target)
+    else:
+        {"build": build_command, "check": check_command}[action]()
+
+
 COMMANDS: dict[str, Callable[..., Any]] = {
     "demo": demo,
     "train": tyro.conf.configure(tyro.conf.OmitArgPrefixes)(train),
@@ -145,6 +160,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "methods": methods,
     "fidelity": fidelity,
     "bench": bench,
+    "course": course,
 }
 
 

@@ -156,7 +156,7 @@ class Game:
         self.classes = len(teacher.info.classes)
         self.observed_teacher = WithStatistics(teacher).to(self.device)
         self.random = torch.Generator().manual_seed(seed)
-        self.generator = self._build_generator().to(self.device).to(memory_format=torch.channels_last)
+        self.generator = self._build_generator().to(self.device)
         self._check_classes()
         fused = {"fused": True} if self.device.type in ("cpu", "cuda") else {}
         lr, s = 1.0, self.schedule  # the learning rate is set anew in every round
@@ -167,8 +167,8 @@ class Game:
             self.student_parameters, lr, momentum=0.9, weight_decay=s.weight_decay, nesterov=True, **fused
         )
         self._unchecked: list[tuple[int, list[str], Tensor]] = []
-        if precision == "tf32":
-            torch.set_float32_matmul_precision("high")
+        if self.device.type == "cuda":  # of the whole process; without this, convolutions are TF32 whatever was asked
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
 
     def _build_generator(self) -> Generator:
         """G with first weights from `seed`, leaving torch's global random state as it was."""
@@ -215,6 +215,9 @@ class Game:
             terms_q = {} if warm else self.method.student_loss(r)
             entropy, h_prime = r.entropy.detach(), r.h_prime.detach()
         except ValueError as error:
+            self.check()  # what made these logits NaN may be a loss of an earlier round
+            if "logits must be finite" not in str(error):
+                raise
             raise self._non_finite(index, str(error)) from error
         (gradient,) = torch.autograd.grad(_total(terms_g), x, retain_graph=not warm)
         gains: list[Tensor | None] = [None, None]
@@ -262,13 +265,14 @@ class Game:
     @torch.no_grad()
     def _remake(self, z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """(x, z_p) of the generator as it is now, for the same z and y; its running statistics are left as they were."""
-        x = self._without_trace(z, y)
-        return x, _wide(self.teacher(x))
+        with self._autocast():
+            x = self._without_trace(z, y)
+            return x, _wide(self.observed_teacher(x)[0])
 
     @torch.no_grad()
     def _disagreement(self, x: Tensor, z_p: Tensor) -> Tensor:
         """Mean of log C - H_info over the batch, 0-dim, nats: 0 where P and Q agree."""
-        with self.student.frozen():
+        with self.student.frozen(), self._autocast():
             return math.log(self.classes) - disagreement_entropy(z_p, _wide(self.student(x))).mean()
 
     def _without_trace(self, z: Tensor, y: Tensor) -> Tensor:
@@ -290,10 +294,12 @@ class Game:
     # On disk
 
     def save(self, path: Path) -> None:
-        """Writes everything the next round depends on to `path`, atomically."""
+        """Writes everything the next round depends on to `path`, atomically; raises NonFiniteError where some of it is no number."""
         from adadfq_lab.checkpoints import save_game
 
         self.check()
+        if not all(bool(p.isfinite().all()) for p in (*self.generator.parameters(), *self.student_parameters)):
+            raise self._non_finite(self.index - 1, "its step left a weight that is not finite")
         save_game(self, path)
         self.last_checkpoint = path
 

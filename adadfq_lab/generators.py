@@ -26,12 +26,17 @@ class UpsampleConv2d(nn.Conv2d):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, 3, padding=1)
-        self.register_buffer("doubling", torch.tensor(_DOUBLING), persistent=False)
+        doubling = torch.tensor(_DOUBLING)
+        self.register_buffer("doubling", torch.kron(doubling, doubling).T.contiguous(), persistent=False)
+
+    def kernel(self) -> Tensor:
+        """The 4x4 kernel of the transposed convolution, `(in, out, 4, 4)`."""
+        out_channels, in_channels = self.weight.shape[:2]
+        taps = self.weight.reshape(-1, 9) @ self.doubling
+        return taps.view(out_channels, in_channels, 4, 4).transpose(0, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        d = self.doubling.to(self.weight.dtype)
-        kernel = torch.einsum("ak,oikl,bl->ioab", d, self.weight, d).contiguous(memory_format=torch.channels_last)
-        return F.conv_transpose2d(x, kernel, self.bias, stride=2, padding=1)
+        return F.conv_transpose2d(x, self.kernel(), self.bias, stride=2, padding=1)
 
 
 class ConditionalBatchNorm2d(nn.Module):

@@ -76,7 +76,9 @@ def quantize_linear(theta: Tensor, bits: int) -> Tensor:
 
     A constant tensor, for which the equation is 0/0, gets the lowest code.
     """
-    scale, zero_point = qparams(theta.min(), theta.max(), bits, zero_point="real")
+    low, high = theta.aminmax()
+    theta = theta - low  # before the division, as printed: exact also where the range is far from 0 and narrow
+    scale, zero_point = qparams(torch.zeros_like(low), high - low, bits, zero_point="real")
     return codes(theta, scale, zero_point, bits)
 
 
@@ -113,7 +115,8 @@ def weight_qparams(weight: Tensor, bits: int, *, zero_point: ZeroPoint = "rounde
     The range is the channel's minimum and maximum, widened where necessary to contain 0: then zero_point is itself a code,
     which integer arithmetic needs. (Trained channels straddle 0 anyway.)
     """
-    low, high = weight.detach().flatten(1).aminmax(dim=1)
+    flat = weight.detach().permute(0, 2, 3, 1) if weight.dim() == 4 else weight.detach()  # channels last: then no copy
+    low, high = flat.flatten(1).aminmax(dim=1)
     scale, zero = qparams(low.clamp(max=0), high.clamp(min=0), bits, zero_point=zero_point)
     shape = (-1,) + (1,) * (weight.dim() - 1)
     return scale.view(shape), zero.view(shape)
@@ -126,7 +129,10 @@ class _ReluQuantize(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, scale: Tensor, levels: int, upper: float | None, ste: Ste) -> Tensor:
         ctx.save_for_backward(x)
         ctx.upper, ctx.levels, ctx.scale = upper, levels, scale if ste == "clipped" else None
-        return (x / scale).round_().clamp_(0, levels).mul_(scale)
+        q = (x / scale).round_().clamp_(0, levels)
+        if upper is not None:  # matters only where the grid reaches beyond: observed ranges end at upper, "ema_gdfq" does not
+            q.clamp_(max=(upper / scale).round_())
+        return q.mul_(scale)
 
     @staticmethod
     @once_differentiable
@@ -205,8 +211,10 @@ class QuantActivation(nn.Module):
 
     def qparams(self) -> tuple[Tensor, Tensor]:
         """scale and zero_point, 0-dim; the zero point of a ReLU's grid is quant_min."""
-        low = torch.zeros_like(self.range.low) if self.relu != "none" else self.range.low.clamp(max=0)
-        return qparams(low, self.range.high.clamp(min=0), self.bits)
+        if self.relu != "none":
+            scale = self.range.high.clamp(min=1e-8) / self.levels
+            return scale, torch.full_like(scale, quant_range(self.bits)[0])
+        return qparams(self.range.low.clamp(max=0), self.range.high.clamp(min=0), self.bits)
 
     def forward(self, x: Tensor) -> Tensor:
         upper = 6.0 if self.relu == "relu6" else None
