@@ -7,16 +7,18 @@ ARGS   ?=
 BIN     := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 FAST    := not slow and not browser and not slurm
+FLOOR   := $(VENV)-floor
+COLAB   := plotly==5.24.1 ipywidgets==7.7.1 ipykernel==6.17.1 ipython==7.34.0 anywidget==0.9.21
 SLOW    := slow and not browser and not slurm
 RECENT  := import sys; print(sys.version_info >= (3, 11))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test slow lab lint format clean distclean
+.PHONY: help demo test slow test-browser test-floor lab dashboard workshop lint format clean distclean
 
 help:  ## list these targets
-	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.base  ## play the game on real images: teacher, plain student, student after AdaDFQ
 	$(BIN)/adadfq demo $(ARGS)
@@ -27,8 +29,27 @@ test: lint  ## lint, types, then every test that is not slow
 slow: $(VENV)/.dev  ## the tests that take minutes
 	$(BIN)/python -m pytest -m "$(SLOW)" $(ARGS)
 
+test-browser: $(VENV)/.browser  ## the widgets in JupyterLab in headless Chromium; screenshots in build/screenshots
+	$(BIN)/python -m pytest -m browser $(ARGS)
+
+test-floor: $(FLOOR)/.floor  ## the solution notebooks on the oldest notebook stack supported, Colab's
+	$(FLOOR)/bin/python tests/execute_notebooks.py $(ARGS)
+
 lab: $(VENV)/.dev  ## open JupyterLab
 	$(BIN)/jupyter lab $(ARGS)
+
+dashboard: $(VENV)/.dashboard  ## the bounds explorer as a web page of its own, on this machine only
+	$(BIN)/voila notebooks/dashboard.ipynb --Voila.ip=127.0.0.1 $(ARGS)
+
+workshop: $(VENV)/.dev  ## build/workshop.zip: wheel, students' notebooks, constraints; installs from a package registry
+	rm -rf build/workshop build/workshop.zip && mkdir -p build/workshop/notebooks
+	$(BIN)/python -m hatchling build -t wheel -d build/workshop
+	cp notebooks/[0-9]*.ipynb notebooks/[0-9]*.py notebooks/index.md build/workshop/notebooks
+	cp constraints.txt LICENSE build/workshop
+	printf '%s\n' 'python3 -m venv .venv' \
+	  '.venv/bin/pip install -c constraints.txt "$$(ls adadfq_lab-*.whl)[notebooks]"' \
+	  '.venv/bin/jupyter lab notebooks' > build/workshop/install.sh
+	cd build/workshop && $(abspath $(BIN))/python -m zipfile -c ../workshop.zip ./*
 
 lint: $(VENV)/.dev  ## ruff (notebooks included) and mypy
 	$(BIN)/ruff check .
@@ -44,7 +65,7 @@ clean:  ## remove caches and builds; runs/ and the environment stay
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean  ## remove the environment too
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(FLOOR)
 
 # The stamps .base and .dev say what is installed; either is made again when pyproject.toml or constraints.txt is newer.
 $(VENV)/.base: pyproject.toml constraints.txt | $(VENV)/pyvenv.cfg
@@ -54,6 +75,24 @@ $(VENV)/.base: pyproject.toml constraints.txt | $(VENV)/pyvenv.cfg
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/pyvenv.cfg
 	$(INSTALL) -e ".[notebooks,export,dev]"
 	@touch $(VENV)/.base $@
+
+# Debian's Chromium: playwright would download a browser of its own.
+$(VENV)/.browser: $(VENV)/.dev
+	$(INSTALL) -e ".[notebooks,export,dev,browser]"
+	command -v chromium >/dev/null || { apt-get update -q && apt-get install -y -q chromium; }
+	@touch $@
+
+$(VENV)/.dashboard: $(VENV)/.dev
+	$(INSTALL) -e ".[notebooks,dashboard]"
+	@touch $@
+
+# A second environment with Colab's notebook stack; everything else, torch above all, comes from the first.
+$(FLOOR)/.floor: $(VENV)/.dev
+	$(BIN)/python -m venv --clear $(FLOOR)
+	$(FLOOR)/bin/python -m pip install --disable-pip-version-check $(COLAB) nbclient nbformat
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"), "$(CURDIR)", sep="\n")' \
+	  > $$($(FLOOR)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/zz_shared.pth
+	@touch $@
 
 $(VENV)/pyvenv.cfg:
 	$(if $(filter True,$(shell $(PYTHON) -c '$(RECENT)' 2>/dev/null)),,$(error $(PYTHON) is missing or older than Python 3.11; install Python 3.11 or newer and name it: make $(MAKECMDGOALS) PYTHON=python3.12))

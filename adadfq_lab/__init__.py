@@ -1,0 +1,130 @@
+"""Adaptive Data-Free Quantization, interactively: a teacher P, a generator G, a student Q, and the game they play.
+
+    import adadfq_lab as lab
+
+    P = lab.load_teacher("fashion_mnist_resnet20")
+    Q = lab.quantize(P, "3w3a")
+    for record in lab.Game(P, Q, lab.adadfq(), seed=0).play(100):
+        print(record.index, record.h_prime.mean())
+
+Every name below is imported from its module when it is first used, so that `import adadfq_lab` is immediate.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_MODULES: dict[str, str] = {
+    # the course
+    "check_env": "environment",
+    "fast": "environment",
+    "live_backend": "environment",
+    "progress": "check",
+    "quiz": "quizzes",
+    "show": "style",
+    # data and players
+    "load_data": "data",
+    "ImageSet": "data",
+    "load_teacher": "teachers",
+    "wrap_teacher": "teachers",
+    "save_teacher": "teachers",
+    "Teacher": "teachers",
+    "quantize": "student",
+    "Student": "student",
+    "accuracy": "evaluation",
+    "Accuracy": "evaluation",
+    "wilson": "evaluation",
+    "conditional_generator": "generators",
+    "Generator": "generators",
+    "WithStatistics": "statistics",
+    # equations
+    "p_ds": "equations",
+    "p_as": "equations",
+    "entropy": "equations",
+    "disagreement_entropy": "equations",
+    "normalized_entropy": "equations",
+    "adaptability": "equations",
+    "game_value": "equations",
+    "loss_ds": "equations",
+    "loss_as": "equations",
+    "loss_balance": "equations",
+    "Bounds": "equations",
+    "hinge": "equations",
+    "hinge_lower": "equations",
+    "hinge_upper": "equations",
+    "BatchStatistics": "equations",
+    "loss_bns": "equations",
+    "generator_objective": "equations",
+    "student_objective": "equations",
+    "student_entropy_loss": "equations",
+    "distillation": "equations",
+    "soft_cross_entropy": "equations",
+    # theory
+    "is_equilibrium": "theory",
+    "bound_student_label": "theory",
+    "bound_teacher_label": "theory",
+    "bound_student_teacher": "theory",
+    "bound_total": "theory",
+    "decompose_bound": "theory",
+    # the quantizer
+    "BitWidths": "quantizer",
+    "Range": "quantizer",
+    "QuantActivation": "quantizer",
+    "quant_range": "quantizer",
+    "qparams": "quantizer",
+    "weight_qparams": "quantizer",
+    "codes": "quantizer",
+    "dequantize": "quantizer",
+    "fake_quantize": "quantizer",
+    "quantize_linear": "quantizer",
+    # methods and the game
+    "METHODS": "methods",
+    "Method": "methods",
+    "Round": "methods",
+    "gdfq": "methods",
+    "adasg": "methods",
+    "adadfq": "methods",
+    "make_method": "methods",
+    "register": "methods",
+    "Fidelity": "fidelity",
+    "CHOICES": "fidelity",
+    "Game": "game",
+    "Schedule": "game",
+    "UserError": "errors",
+    # what was played, live and before
+    "Record": "game",
+    "History": "history",
+    "Recorder": "history",
+    "LiveRun": "live",
+    "load_recording": "recordings",
+    "load_population": "recordings",
+    "load_grid": "recordings",
+    # things to drag
+    "bounds_explorer": "widgets",
+    "logit_playground": "widgets",
+    "quantizer_staircase": "widgets",
+    "sample_gallery": "widgets",
+    "replay": "widgets",
+    "error_bound_explorer": "widgets",
+    "grid_map": "figures_game",
+    "bars": "figures_game",
+}
+"""Public name: the module of this package that defines it."""
+
+_WHOLE = ("check", "fidelity", "figures", "style")
+"""Modules that are public as such: `lab.check.p_ds(...)`, `lab.figures.staircase(...)`."""
+
+__all__ = [*_MODULES, *_WHOLE]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WHOLE:
+        return import_module(f"adadfq_lab.{name}")
+    if name not in _MODULES:
+        raise AttributeError(f"adadfq_lab has no public name {name!r}")
+    value = getattr(import_module(f"adadfq_lab.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

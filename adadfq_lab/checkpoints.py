@@ -14,7 +14,7 @@ from torch import Tensor
 from adadfq_lab.equations import Bounds
 from adadfq_lab.errors import UserError
 from adadfq_lab.fidelity import Fidelity
-from adadfq_lab.files import load_tensors, save_tensors
+from adadfq_lab.files import digest, load_tensors, save_tensors
 from adadfq_lab.methods import Method, make_method
 from adadfq_lab.student import Student, quantize
 from adadfq_lab.teachers import Teacher, load_teacher
@@ -43,6 +43,11 @@ def _part(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(f"{prefix}."): value for name, value in tensors.items() if name.startswith(f"{prefix}.")}
 
 
+def _sha256(teacher: Teacher) -> str:
+    """Of the teacher's file; of its weights where it comes from none."""
+    return teacher.info.sha256 or digest({k: v.cpu() for k, v in teacher.network.state_dict().items()}, "")
+
+
 def quantization_json(student: Student) -> dict[str, Any]:
     """The student's quantization as JSON; `quantize(P, **json)` makes its like."""
     return dataclasses.asdict(student.quantization) | {"bits": str(student.bits)}
@@ -59,7 +64,7 @@ def save_game(game: "Game", path: Path) -> None:
         "index": game.index,
         "seed": game.seed,
         "teacher": game.teacher.info.name,
-        "teacher_sha256": game.teacher.info.sha256,
+        "teacher_sha256": _sha256(game.teacher),
         "method": game.method.name,
         "settings": game.method.settings,
         "bounds": dataclasses.asdict(game.bounds),
@@ -88,19 +93,23 @@ def resume_game(
     if meta.get("kind") != "game":
         raise UserError(f"{path} holds no game")
     teacher = teacher or load_teacher(meta["teacher"])
-    if teacher.info.sha256 != meta["teacher_sha256"]:
+    if _sha256(teacher) != meta["teacher_sha256"]:
         raise UserError(f"{path} was played with another teacher than {teacher.info.name} (sha256 differs)")
     method = method or make_method(meta["method"], **meta["settings"])
     if method.name != meta["method"]:
         raise UserError(f"{path} was played with {meta['method']}, not {method.name}")
-    schedule = Schedule(**meta["schedule"] | {"milestones": tuple(meta["schedule"]["milestones"])})
+    try:
+        schedule = Schedule(**meta["schedule"] | {"milestones": tuple(meta["schedule"]["milestones"])})
+        fidelity, student = Fidelity(**meta["fidelity"]), quantize(teacher, **meta["quantization"])
+    except TypeError as error:
+        raise UserError(f"{path} was written by another version of adadfq: {error}") from None
     game = Game(
         teacher,
-        quantize(teacher, **meta["quantization"]),
+        student,
         method,
         seed=meta["seed"],
         schedule=schedule,
-        fidelity=Fidelity(**meta["fidelity"]),
+        fidelity=fidelity,
         gains_every=meta["gains_every"],
         precision=meta["precision"],
         device=device,
@@ -114,4 +123,5 @@ def resume_game(
     except (KeyError, RuntimeError) as error:
         raise UserError(f"{path} does not fit its own description: {str(error).splitlines()[0]}") from None
     game.index, game.bounds, game.last_checkpoint = meta["index"], Bounds(**meta["bounds"]), path
+    game.student.observing = game.index <= schedule.observe  # as round index - 1 left it
     return game

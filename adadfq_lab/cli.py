@@ -71,6 +71,7 @@ def evaluate(run_or_teacher: tyro.conf.Positional[str], data: str = "", stub: bo
     """
     from adadfq_lab.data import load_data
     from adadfq_lab.evaluation import accuracy
+    from adadfq_lab.runs import check_fits
     from adadfq_lab.student_files import load_student
 
     path = Path(run_or_teacher)
@@ -80,6 +81,7 @@ def evaluate(run_or_teacher: tyro.conf.Positional[str], data: str = "", stub: bo
     else:
         network = teacher = load_teacher(run_or_teacher)
     images = load_data(data or teacher.info.data, "test", stub=stub)
+    check_fits(teacher, images)
     found = accuracy(network, images, teacher.normalize)
     _say(dataclasses.asdict(found), f"{found} on {images.source}", json)
 

@@ -7,10 +7,14 @@ place, `adadfq train-teacher`. A data set is looked for, in this order, in
 2. `data_stubs/`, shipped with the package (2,000 Fashion-MNIST test images),
 3. the system's own copy (Debian's package `dataset-fashion-mnist`),
 4. torchvision's download, kept in `~/.cache/adadfq_lab`.
+
+ImageNet is too large for memory and stays in its folder: see `adadfq_lab.imagenet`.
 """
 
 import gzip
 import os
+import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
@@ -67,14 +71,23 @@ def stub_path(name: str) -> Path:
     return packaged if packaged.exists() else Path(__file__).parents[1] / "data_stubs" / name
 
 
-def load_data(name: str, split: str = "test", *, stub: bool = False) -> ImageSet:
-    """Loads a split of `fashion_mnist`, `cifar10` or `cifar100`; `stub=True` insists on the shipped images.
+def cache_folder() -> Path:
+    """Where downloads are kept: `adadfq_lab` in the folder that XDG_CACHE_HOME names, or in `~/.cache`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "adadfq_lab"
 
-    Raises UserError where the data set is unknown or cannot be had without a network. For ImageNet folders see
-    `adadfq_lab.imagenet`.
+
+def load_data(name: str, split: str = "test", *, stub: bool = False) -> ImageSet:
+    """Loads a split of `fashion_mnist`, `cifar10` or `cifar100`, or the test images of `imagenet` or of a path such as
+    `photos/val`, which has one folder of images a class; `stub=True` insists on the shipped images.
+
+    Raises UserError where the data set is unknown or cannot be had without a network.
     """
+    if name == "imagenet" or os.sep in name:
+        from adadfq_lab.imagenet import load_folder
+
+        return load_folder(name, split, stub=stub)
     if name not in CLASSES:
-        raise UserError(f"no data set is called {name!r}; choose from {', '.join(CLASSES)}")
+        raise UserError(f"no data set is called {name!r}; choose from {', '.join(DATASETS)}, or give a path to a folder")
     if split not in ("train", "test"):
         raise UserError(f"no split is called {split!r}; choose train or test")
     folder = os.environ.get("ADADFQ_DATA")
@@ -111,10 +124,13 @@ def _from_npz(name: str, split: str, path: Path) -> ImageSet:
     try:
         with np.load(path, allow_pickle=False) as file:
             images, labels = file["x"], file["y"]
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path} is not a data file with arrays x and y: {error}") from None
-    if images.ndim != 4 or images.dtype != np.uint8 or len(images) != len(labels):
-        raise UserError(f"{path} must hold x uint8 (N, C, H, W) and y (N,), not x {images.dtype} {images.shape}")
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path} is damaged or not a data file with arrays x and y ({reason})") from None
+    if images.ndim != 4 or images.dtype != np.uint8 or labels.shape != (len(images),):
+        raise UserError(
+            f"{path} must hold x uint8 (N, C, H, W) and y (N,), not x {images.dtype} {images.shape} and y {labels.shape}"
+        )
     return _image_set(name, split, images, labels)
 
 
@@ -131,9 +147,8 @@ def _from_torchvision(name: str, split: str, *, download: bool) -> ImageSet | No
     from torchvision import datasets
 
     kind = {"fashion_mnist": datasets.FashionMNIST, "cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
-    root = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "adadfq_lab"
     try:
-        dataset = kind(str(root), train=split == "train", download=download)
+        dataset = kind(str(cache_folder()), train=split == "train", download=download)
     except (OSError, RuntimeError):  # not there, or no network: the caller says what to do
         return None
     images = np.asarray(dataset.data)

@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from adadfq_lab.data import ImageSet
+from adadfq_lab.student import Student
 
 
 @dataclass(frozen=True)
@@ -35,14 +37,20 @@ def wilson(correct: int, images: int, z: float = 1.959963984540054) -> tuple[flo
 
 
 @torch.no_grad()
-def accuracy(network: nn.Module, data: ImageSet, normalize: Callable[[Tensor], Tensor], batch: int = 500) -> Accuracy:
-    """Top-1 of `network` in eval mode on `data`; `normalize` turns uint8 images into its input. Restores the mode."""
+def accuracy(network: nn.Module, data: ImageSet, normalize: Callable[[Tensor], Tensor], batch: int = 0) -> Accuracy:
+    """Top-1 of `network` in eval mode on `data`; `normalize` turns uint8 images into its input. Restores the mode.
+
+    batch: images at a time; 0 for 500 small ones, or fewer large ones (20 of ImageNet's), so that a laptop's memory suffices
+
+    A student's activation ranges stay as they are: what is measured must not calibrate.
+    """
     was_training = network.training
     network.eval()
     correct = torch.zeros((), dtype=torch.long)
-    for images, labels in data.batches(batch):
-        predicted = network(normalize(images)).argmax(1)
-        correct = correct + (predicted == labels.to(predicted.device)).sum().to("cpu")
+    with network.frozen() if isinstance(network, Student) else nullcontext():
+        for images, labels in data.batches(batch or max(1, min(500, 2**20 // math.prod(data.images.shape[2:])))):
+            predicted = network(normalize(images)).argmax(1)
+            correct = correct + (predicted == labels.to(predicted.device)).sum().to("cpu")
     network.train(was_training)
     low, high = wilson(int(correct), len(data))
     return Accuracy(100 * int(correct) / len(data), low, high, len(data))

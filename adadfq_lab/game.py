@@ -294,7 +294,7 @@ class Game:
     # On disk
 
     def save(self, path: Path) -> None:
-        """Writes everything the next round depends on to `path`, atomically; raises NonFiniteError where some of it is no number."""
+        """Writes everything the next round depends on to `path`, atomically; raises NonFiniteError where a weight is NaN."""
         from adadfq_lab.checkpoints import save_game
 
         self.check()

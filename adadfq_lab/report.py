@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from adadfq_lab.data import ImageSet
+from adadfq_lab.files import write_atomically
 from adadfq_lab.game import Game
 from adadfq_lab.runs import read_records, sample_images
 from adadfq_lab.style import BOUND, BOUND_COLOUR, BOUND_DASH, GENERATOR, STUDENT, TEACHER, figure
@@ -36,7 +37,7 @@ PAGE = """<!doctype html>
 
 def smooth(values: np.ndarray, width: int) -> np.ndarray:
     """Centred running mean over `width` rounds; shorter at either end. Missing values are left out of it."""
-    kernel = np.ones(max(1, width))
+    kernel = np.ones(max(1, min(width, len(values))))
     known = np.isfinite(values)
     total = np.convolve(np.where(known, values, 0.0), kernel, "same")
     count = np.convolve(known.astype(float), kernel, "same")
@@ -118,11 +119,12 @@ def gains_figure(records: list[dict[str, Any]]) -> go.Figure | None:
 
 
 def image_grid(images: Tensor, columns: int, alt: str) -> str:
-    """Images `(N, C, H, W)` in [0, 1] as one HTML image, `columns` a row, with alternative text."""
+    """Images `(N, C, H, W)` in [0, 1] as one HTML image, `columns` a row, with alternative text; grey unless C is 3."""
     n, channels, height, width = images.shape
     rows = -(-n // columns)
     sheet = np.full((rows * (height + 2), columns * (width + 2), 3), 255, np.uint8)
-    pixels = (images.expand(-1, 3, -1, -1) if channels == 1 else images).mul(255).round().byte().permute(0, 2, 3, 1).numpy()
+    colours = images if channels == 3 else images.mean(1, keepdim=True).expand(-1, 3, -1, -1)
+    pixels = colours.mul(255).round().byte().permute(0, 2, 3, 1).numpy()
     for i, image in enumerate(pixels):
         top, left = i // columns * (height + 2), i % columns * (width + 2)
         sheet[top : top + height, left : left + width] = image
@@ -173,4 +175,4 @@ def write_report(folder: Path, game: Game, teacher: Teacher, data: ImageSet) -> 
     body += f"<h2>The student</h2><pre>{html.escape(game.student.report())}</pre>"
     body += f"<h2>The configuration</h2><pre>{html.escape(json.dumps(config, indent=1))}</pre>"
     title = f"{game.method.name}, {config['bits']}, {teacher.info.name}, seed {config['seed']}"
-    (folder / "report.html").write_text(PAGE.format(title=html.escape(title), body=body))
+    write_atomically(folder / "report.html", PAGE.format(title=html.escape(title), body=body).encode())

@@ -32,6 +32,7 @@ from adadfq_lab.evaluation import Accuracy, accuracy
 from adadfq_lab.fidelity import fidelity
 from adadfq_lab.files import write_atomically
 from adadfq_lab.game import Game, Precision, Record, Schedule
+from adadfq_lab.interrupts import interrupts_wait
 from adadfq_lab.methods import make_method
 from adadfq_lab.student import Student, quantize
 from adadfq_lab.student_files import save_student
@@ -141,6 +142,10 @@ def pick_device(name: str) -> torch.device:
         raise UserError(f"{name!r} is no device; use auto, cpu or cuda") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError("this machine has no CUDA device that torch can use; leave out --device, or use --device cpu")
+    try:
+        torch.empty(1, device=device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise UserError(f"torch cannot compute on {name!r} here; leave out --device, or use --device cpu") from None
     return device
 
 
@@ -196,31 +201,35 @@ def run(
     Progress goes to standard error. Raises UserError where the folder cannot be written, is in use, or holds another run.
     On a KeyboardInterrupt the game is saved before the exception goes on.
     """
+    if config.rounds < 1:
+        raise UserError(f"rounds must be at least 1, not {config.rounds}")
     teacher = load_teacher(config.teacher)
     data = load_data(config.data or teacher.info.data, "test", stub=config.stub)
+    check_fits(teacher, data)
+    game = build_game(config, teacher)  # before the folder is touched: a wrong option leaves nothing behind
+    with _claimed(folder, config, resume):
+        if resume:
+            game = Game.resume(last_checkpoint(folder), teacher=teacher, device=str(game.device))
+        else:
+            _checkpoint(game, folder)
+        return _play(config, folder, game, data, on_record, quiet)
+
+
+def check_fits(teacher: Teacher, data: ImageSet) -> None:
+    """Raises UserError unless `data` has as many classes as the teacher, and images of the shape it takes."""
     if len(data.classes) != len(teacher.info.classes) or tuple(data.images.shape[1:]) != teacher.info.input_shape:
         raise UserError(
             f"teacher {teacher.info.name} takes {teacher.info.input_shape} images of {len(teacher.info.classes)} classes; "
             f"{data.name} has {tuple(data.images.shape[1:])} of {len(data.classes)}"
         )
-    with _claimed(folder, config, resume):
-        return _play(config, folder, teacher, data, resume, on_record, quiet)
 
 
 def _play(
-    config: RunConfig,
-    folder: Path,
-    teacher: Teacher,
-    data: ImageSet,
-    resume: bool,
-    on_record: Callable[[Record], None] | None,
-    quiet: bool,
+    config: RunConfig, folder: Path, game: Game, data: ImageSet, on_record: Callable[[Record], None] | None, quiet: bool
 ) -> Result:
-    device = pick_device(config.device)
-    saved = last_checkpoint(folder) if resume else None
-    game = Game.resume(saved, teacher=teacher, device=str(device)) if saved else build_game(config, teacher)
+    teacher = game.teacher
     log = RecordLog(folder / "records.jsonl", game.index)
-    plain = build_student(teacher, config).to(device)
+    plain = build_student(teacher, config).to(game.device)
     observe_noise(plain, teacher.info.input_shape, seed=config.seed)
     measured: dict[str, Accuracy] = {
         "teacher": accuracy(teacher, data, teacher.normalize),
@@ -232,9 +241,10 @@ def _play(
     progress = tqdm(
         total=config.rounds, initial=game.index, unit="round", file=sys.stderr, disable=quiet, mininterval=0.5, smoothing=0.05
     )
-    latest = calibrated
+    latest = log.measured("accuracy") or calibrated
+    student: Accuracy | None = None
     try:
-        with progress:
+        with progress, interrupts_wait() as interrupt:
             for record in game.play(config.rounds - game.index):
                 done = record.index + 1
                 extra: dict[str, Any] = {"seconds": round(before + time.perf_counter() - started, 2)}
@@ -244,6 +254,7 @@ def _play(
                 if done == config.rounds or (due and done > config.schedule.warmup):
                     latest = extra["accuracy"] = accuracy(game.student, data, teacher.normalize)
                     best = max(best or latest, latest, key=lambda a: a.top1)
+                    student = latest if done == config.rounds else None
                 log.write(record, extra)
                 if config.save_every and done % config.save_every == 0 and done < config.rounds:
                     _checkpoint(game, folder)
@@ -252,13 +263,14 @@ def _play(
                 progress.update()
                 if done % 10 == 0 or done == config.rounds:
                     progress.set_postfix_str(_live(record, latest), refresh=False)
+                interrupt()
             _checkpoint(game, folder)
     except KeyboardInterrupt:
         _checkpoint(game, folder)
         raise
     finally:
         log.close()
-    student = latest if latest and config.rounds > config.schedule.warmup else accuracy(game.student, data, teacher.normalize)
+    student = student or accuracy(game.student, data, teacher.normalize)
     seconds = before + time.perf_counter() - started
     result = Result(
         measured["teacher"],
@@ -296,7 +308,7 @@ def last_checkpoint(folder: Path) -> Path:
     """The newest checkpoint of a run; raises UserError where there is none."""
     found = sorted(folder.glob("round_*.ckpt"))
     if not found:
-        raise UserError(f"{folder} has no checkpoint to resume from; start it again without --resume")
+        raise UserError(f"{folder} has no checkpoint to resume from; remove it, or choose another --name")
     return found[-1]
 
 
@@ -304,6 +316,8 @@ def last_checkpoint(folder: Path) -> Path:
 def _claimed(folder: Path, config: RunConfig, resume: bool) -> Iterator[None]:
     """Makes the folder and keeps other runs out of it; refuses one that holds another configuration."""
     path = folder / "config.json"
+    if resume and not path.exists():
+        raise UserError(f"{folder} holds no run to resume")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / ".lock").open("w")
@@ -314,15 +328,20 @@ def _claimed(folder: Path, config: RunConfig, resume: bool) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UserError(f"another run is using {folder}; choose another --name, or wait for it") from None
-        if path.exists():
-            if not resume:
-                raise UserError(f"{folder} already holds a run; continue it with --resume, or choose another --name")
-            if json.loads(path.read_text()) != config.as_json():
-                raise UserError(f"{folder} holds a run of another configuration; give the options in {path}")
-        elif resume:
-            raise UserError(f"{folder} holds no run to resume")
+        if path.exists() and not resume:
+            raise UserError(f"{folder} already holds a run; continue it with --resume, or choose another --name")
+        if resume and read_config(path) != config:
+            raise UserError(f"{folder} holds a run of another configuration; give the options in {path}")
         write_atomically(path, json.dumps(config.as_json(), indent=1).encode())
         yield
+
+
+def read_config(path: Path) -> RunConfig:
+    """The configuration in a run's config.json; raises UserError where it is none."""
+    try:
+        return RunConfig.from_json(json.loads(path.read_text()))
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path} is damaged or of another version of adadfq; choose another --name") from None
 
 
 class RecordLog:

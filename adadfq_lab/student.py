@@ -19,16 +19,25 @@ from torch import Tensor, fx, nn
 from adadfq_lab.errors import UserError
 from adadfq_lab.layers import QuantConv2d, QuantLayer, quantized_layer
 from adadfq_lab.quantizer import BitWidths, QuantActivation, RangeRule, Ste, ZeroPoint
+from adadfq_lab.teachers import Teacher
 
 RELU_FUNCTIONS = {F.relu: "relu", torch.relu: "relu", torch.relu_: "relu", F.relu6: "relu6"}
 RELU_METHODS = {"relu": "relu", "relu_": "relu"}
-IN_PLACE = {operator.iadd: operator.add, operator.imul: operator.mul}
-IN_PLACE_METHODS = {"add_": "add", "mul_": "mul", "relu_": "relu"}
+IN_PLACE = {getattr(operator, f"i{name}"): getattr(operator, name) for name in ("add", "sub", "mul", "truediv", "pow")}
 # Tensors that pass through these keep their grid: each output is one of the inputs, or the input is laid out anew.
 KEEPS_GRID = (nn.MaxPool2d, nn.Identity, nn.Dropout, nn.Dropout2d, nn.Flatten)
 KEEPS_GRID_FUNCTIONS = (torch.flatten, F.max_pool2d, F.dropout)
 KEEPS_GRID_METHODS = ("flatten", "view", "reshape", "contiguous")
-NORMS = (nn.BatchNorm2d,)
+# Products that a network computes without a layer: seen, named in the report, left in float.
+PRODUCTS = {
+    F.conv1d: "F.conv1d",
+    F.conv2d: "F.conv2d",
+    F.linear: "F.linear",
+    torch.matmul: "matmul",
+    operator.matmul: "matmul",
+    torch.bmm: "bmm",
+    torch.einsum: "einsum",
+}
 
 
 @dataclass(frozen=True)
@@ -65,7 +74,9 @@ class Student(nn.Module):
 
     def activations(self) -> dict[str, QuantActivation]:
         """The activation quantisers by name, in the order of their execution."""
-        return {n.removeprefix("activations."): m for n, m in self.graph.named_modules() if isinstance(m, QuantActivation)}
+        calls = (str(node.target) for node in self.graph.graph.nodes if node.op == "call_module")
+        found = {name: self.graph.get_submodule(name) for name in calls}
+        return {n.removeprefix("activations."): m for n, m in found.items() if isinstance(m, QuantActivation)}
 
     @property
     def observing(self) -> bool:
@@ -90,13 +101,17 @@ class Student(nn.Module):
 
     def left_float(self) -> list[str]:
         """What still computes on floats that are on no grid, one phrase each."""
-        left = [
-            f"{n} ({type(m).__name__})" for n, m in self.graph.named_modules() if type(m).__module__ == "torch.nn.modules.conv"
-        ]
-        functional = {F.conv2d: "F.conv2d", F.linear: "F.linear", torch.matmul: "matmul", F.conv1d: "F.conv1d"}
+        modules = dict(self.graph.named_modules())
+        left = []
         for node in self.graph.graph.nodes:
-            if node.op == "call_function" and node.target in functional:
-                left.append(f"{node.name} ({functional[node.target]} with weights of its own)")
+            module = modules.get(str(node.target)) if node.op == "call_module" else None
+            if module is not None and not isinstance(module, QuantLayer | QuantActivation | nn.BatchNorm2d):
+                if any(True for _ in module.parameters()):
+                    left.append(f"{node.target} ({type(module).__name__})")
+            elif node.op == "call_function" and node.target in PRODUCTS:
+                left.append(f"{node.name} ({PRODUCTS[node.target]} with weights of its own)")
+            elif node.op == "call_method" and node.target in ("matmul", "bmm"):
+                left.append(f"{node.name} (Tensor.{node.target})")
         for name, source in _float_inputs(self.graph):
             left.append(f"input of {name} ({source})")
         return left
@@ -139,11 +154,10 @@ def quantize(
     Raises UserError where the network cannot be traced (which module, and why) or has nothing to quantise.
     """
     widths = BitWidths.parse(bits) if isinstance(bits, str) else bits
-    inner = getattr(network, "network", network)
+    inner = network.network if isinstance(network, Teacher) else network
     root = copy.deepcopy(inner).eval().requires_grad_(True)
-    graph = _trace(root)
-    _out_of_place(graph)
-    module = fx.GraphModule(root, graph)
+    module = fx.GraphModule(root, _trace(root))
+    _out_of_place(module)
     _replace_relus(module, widths.activations, rule, ste)
     count = _replace_layers(module, widths, ste, zero_point)
     if not count:
@@ -159,9 +173,13 @@ def quantize(
 
 
 class _Tracer(fx.Tracer):
-    """Remembers which module it was in, so that a failure can name it."""
+    """Traces `forward(x)`; remembers which module it was in, so that a failure can name it."""
 
     where = ""
+
+    def create_args_for_root(self, root_fn, is_module, concrete_args=None):  # type: ignore[no-untyped-def]
+        # Only the images are a variable; every other argument has its default, as it will when the student is called.
+        return root_fn, [self.root, self.create_proxy("placeholder", "x", (), {})]
 
     def call_module(self, m: nn.Module, forward, args, kwargs):  # type: ignore[no-untyped-def]
         outer, self.where = self.where, self.path_of_module(m)
@@ -180,18 +198,24 @@ def _trace(root: nn.Module) -> fx.Graph:
         raise UserError(f"cannot trace {place}: {reason}; its forward must not depend on the values of its input") from error
 
 
-def _out_of_place(graph: fx.Graph) -> None:
+def _out_of_place(module: fx.GraphModule) -> None:
     """Rewrites in-place forms so that later uses of the overwritten tensor see the new value, as they did when run."""
-    order = {node: i for i, node in enumerate(graph.nodes)}
-    modules = dict(graph.owning_module.named_modules()) if graph.owning_module else {}
-    for node in list(graph.nodes):
+    modules = dict(module.named_modules())
+    for node in list(module.graph.nodes):
+        if node.op == "call_module" and isinstance(modules.get(str(node.target)), nn.Identity):
+            node.replace_all_uses_with(node.args[0])  # the same tensor under another name
+            module.graph.erase_node(node)
+    order = {node: i for i, node in enumerate(module.graph.nodes)}
+    for node in list(module.graph.nodes):
         inplace = node.kwargs.get("inplace", False) or (node.target in (F.relu, F.relu6) and True in node.args[1:])
         if node.op == "call_function" and node.target in IN_PLACE:
             node.target, inplace = IN_PLACE[node.target], True
-        elif node.op == "call_function" and node.target is torch.relu_:
+        elif node.op == "call_function":
+            inplace = inplace or _overwrites(getattr(node.target, "__name__", ""))
+        elif node.op == "call_method" and _overwrites(node.target):
             inplace = True
-        elif node.op == "call_method" and node.target in IN_PLACE_METHODS:
-            node.target, inplace = IN_PLACE_METHODS[node.target], True
+            if callable(getattr(Tensor, node.target[:-1], None)):
+                node.target = node.target[:-1]
         elif node.op == "call_module":
             inplace = getattr(modules.get(node.target), "inplace", False)
         if inplace and node.args and isinstance(node.args[0], fx.Node):
@@ -201,11 +225,16 @@ def _out_of_place(graph: fx.Graph) -> None:
                     user.replace_input_with(overwritten, node)
 
 
+def _overwrites(name: str) -> bool:
+    """Whether `name` follows torch's convention for in-place operations: `relu_`, `add_`."""
+    return name.endswith("_") and not name.endswith("__")
+
+
 def _relu_kind(node: fx.Node, modules: dict[str, nn.Module]) -> str | None:
     if node.op == "call_function":
         if node.target in RELU_FUNCTIONS:
             return RELU_FUNCTIONS[node.target]
-        if node.target is F.hardtanh and node.args[1:3] == (0.0, 6.0):
+        if node.target is F.hardtanh and (node.kwargs.get("min_val"), node.kwargs.get("max_val")) == (0.0, 6.0):
             return "relu6"
     if node.op == "call_method":
         return RELU_METHODS.get(str(node.target))
@@ -261,6 +290,8 @@ def _replace_layers(module: fx.GraphModule, bits: BitWidths, ste: Ste, zero_poin
                 users[0].replace_all_uses_with(nodes[0])
                 module.graph.erase_node(users[0])
                 module.delete_submodule(str(users[0].target))
+        for node in nodes:
+            node.args, node.kwargs = (node.all_input_nodes[0],), {}
         module.add_submodule(target, quantized_layer(layer, bn, bits, ste, zero_point))
         count += 1
     return count

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from adadfq_lab.errors import UserError
 from adadfq_lab.files import load_tensors, save_tensors
-from adadfq_lab.networks import NETWORKS
 from adadfq_lab.quantizer import BitWidths
 from adadfq_lab.student import Student, quantize
 from adadfq_lab.teachers import SHIPPED, Teacher, TeacherInfo, load_teacher
+from adadfq_lab.zoo import build_network
 
 
 def save_student(student: Student, teacher: Teacher, path: Path, **extra: Any) -> str:
@@ -29,7 +29,7 @@ def save_student(student: Student, teacher: Teacher, path: Path, **extra: Any) -
 def load_student(path: Path, teacher: Teacher | None = None) -> tuple[Teacher, Student]:
     """The student that `save_student` wrote to `path`, and its teacher; the student's ranges no longer move.
 
-    teacher: needed where it is neither a shipped one nor named by the `config.json` of the run folder the file lies in
+    teacher: needed where it is neither shipped nor in the zoo nor named by the `config.json` of the run folder the file lies in
 
     Raises UserError where the file is missing, damaged, holds no student, or was made from another teacher.
     """
@@ -43,24 +43,11 @@ def load_student(path: Path, teacher: Teacher | None = None) -> tuple[Teacher, S
 def rebuild_student(path: Path) -> tuple[TeacherInfo, Student, str]:
     """What its teacher knew about itself, the student, and the file's sha256; without the teacher's weights.
 
-    Raises UserError as `load_student` does, and where the network is neither in NETWORKS nor in torchvision.
+    Raises UserError as `load_student` does, and for a network that `build_network` does not know by name.
     """
     tensors, info, quantization, sha256 = _read(path)
-    return info, _rebuild(path, build_network(info), tensors, quantization), sha256
-
-
-def build_network(info: TeacherInfo) -> nn.Module:
-    """An untrained network of the kind `info` names: one of NETWORKS, or a classification network of torchvision."""
-    if info.network in NETWORKS:
-        return NETWORKS[info.network](classes=len(info.classes), channels=info.input_shape[0])
-    from torchvision import models
-
-    if info.network in models.list_models(models):
-        network: nn.Module = models.get_model(info.network, num_classes=len(info.classes))
-        return network
-    raise UserError(
-        f"network {info.network!r} is neither one of {', '.join(NETWORKS)} nor one of torchvision's; build it in Python"
-    )
+    network = build_network(info.network, len(info.classes), info.input_shape[0])
+    return info, _rebuild(path, network, tensors, quantization), sha256
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], TeacherInfo, dict[str, Any], str]:
@@ -78,12 +65,13 @@ def _read(path: Path) -> tuple[dict[str, Tensor], TeacherInfo, dict[str, Any], s
 def _find_teacher(path: Path, info: TeacherInfo) -> Teacher:
     config = path.parent / "config.json"
     name = info.name
-    if name not in SHIPPED and config.exists():
+    known = name in SHIPPED or ":" in name
+    if not known and config.exists():
         try:
             name = str(json.loads(config.read_text())["teacher"])
         except (ValueError, KeyError, TypeError):
             raise UserError(f"{config} does not name the teacher of {path}") from None
-    if name not in SHIPPED and not Path(name).exists():
+    if not known and not Path(name).exists():
         raise UserError(f"{path} was made from teacher {info.name}, which is not shipped; give the teacher's file")
     return load_teacher(name)
 

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from adadfq_lab.data import stub_path
 from adadfq_lab.errors import UserError
 from adadfq_lab.files import digest, load_tensors, save_tensors
-from adadfq_lab.networks import NETWORKS
 
 SHIPPED = ("fashion_mnist_resnet20", "cifar10_resnet20")
 
@@ -119,21 +118,29 @@ def save_teacher(teacher: Teacher, path: Path) -> str:
 
 
 def load_teacher(name: str) -> Teacher:
-    """The teacher called `name`: a shipped one (see SHIPPED), or a file that `adadfq train-teacher` wrote.
+    """The teacher called `name`: a shipped one (see SHIPPED), a file that `adadfq train-teacher` wrote, or one to download
+    (`pytorchcv:resnet18`, `torchvision:mobilenet_v2`; see `adadfq_lab.zoo`).
 
     Raises UserError where the file is missing, damaged, or does not fit its network.
     """
+    from adadfq_lab.zoo import ZOO, build_network, load_zoo_teacher  # which makes teachers, as this module does
+
     path = stub_path(f"{name}.safetensors") if name in SHIPPED else Path(name)
+    if not path.exists() and ":" in name:
+        return load_zoo_teacher(name)
     if not path.exists():
-        raise UserError(f"no teacher {name!r}; shipped are {', '.join(SHIPPED)}, or give a file of adadfq train-teacher")
+        raise UserError(
+            f"no teacher {name!r}; shipped are {', '.join(SHIPPED)}, to download {', '.join(ZOO)}, "
+            "or give a file of adadfq train-teacher"
+        )
     tensors, meta, sha256 = load_tensors(path)
     if meta.pop("kind", None) != "teacher":
         raise UserError(f"{path} holds no teacher")
     try:
         facts: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in meta.items()}
         info = TeacherInfo(**facts, sha256=sha256)
-        network = NETWORKS[info.network](classes=len(info.classes), channels=info.input_shape[0])
+        network = build_network(info.network, len(info.classes), info.input_shape[0])
         network.load_state_dict(tensors)
-    except (TypeError, KeyError, RuntimeError) as error:
+        return Teacher(network, info)
+    except (TypeError, KeyError, RuntimeError, UserError) as error:
         raise UserError(f"{path} does not fit its network: {str(error).splitlines()[0]}") from None
-    return Teacher(network, info)

@@ -6,6 +6,7 @@ the last one counts. A checkpoint after every epoch makes a long run resumable.
 """
 
 import math
+import os
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -77,11 +78,18 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
 def train_teacher(config: TeacherConfig, output: Path) -> Teacher:
     """Trains P and writes it to `output` (safetensors); continues from `output`.resume where a run was cut off.
 
-    Raises UserError where the training images are not at hand or the interrupted run had another configuration.
+    Raises UserError, before any training, where the training images are not at hand, `output` cannot be written, the options
+    make no sense or the interrupted run had other ones.
     """
+    if config.network not in NETWORKS:
+        raise UserError(f"no network is called {config.network!r}; choose from {', '.join(NETWORKS)}")
+    if not (output.parent.is_dir() and os.access(output.parent, os.W_OK)):
+        raise UserError(f"cannot write {output}: {output.parent} is not a folder that can be written to")
     if config.threads:
         torch.set_num_threads(config.threads)
     train, test = load_data(config.data, "train"), load_data(config.data, "test")
+    if not 1 <= config.batch <= len(train):
+        raise UserError(f"batch must be from 1 to the {len(train):,} training images, not {config.batch}")
     pixels = train.images.float().div(255).transpose(0, 1).flatten(1)
     mean, std = pixels.mean(1), pixels.std(1)
     del pixels
@@ -120,7 +128,7 @@ def train_teacher(config: TeacherConfig, output: Path) -> Teacher:
 
 def _resume(path: Path, config: TeacherConfig, network: nn.Module, optimizer: torch.optim.Optimizer) -> int:
     state, meta, _ = load_tensors(path)
-    if meta["config"] | {"threads": 0} != asdict(config) | {"threads": 0}:
+    if meta.get("config", {}) | {"threads": 0} != asdict(config) | {"threads": 0}:
         raise UserError(f"{path} belongs to a run with another configuration; give the same options, or remove it")
     network.load_state_dict({k.removeprefix("network."): v for k, v in state.items() if k.startswith("network.")})
     for i, parameter in enumerate(network.parameters()):

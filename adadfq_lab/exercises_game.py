@@ -1,0 +1,290 @@
+"""The graded exercises of notebooks 04 to 07: the game, two kinds of sample, the band, the bound."""
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from adadfq_lab import equations, theory
+from adadfq_lab.equations import Bounds
+from adadfq_lab.grading import Case, Exercise, Mistake
+
+# Hidden cases, from a seed
+
+
+def _h_primes(g: torch.Generator) -> list[Case]:
+    return [(torch.rand(n, generator=g),) for n in (16, 5)]
+
+
+def _three_entropies(g: torch.Generator) -> list[Case]:
+    return [tuple(math.log(10) * torch.rand(n, generator=g) for _ in range(3)) for n in (16, 4)]
+
+
+def _values(g: torch.Generator) -> list[Case]:
+    value = float(torch.rand((), generator=g))
+    worse_g, worse_q = (value - torch.rand(3, generator=g)).tolist(), (value + torch.rand(3, generator=g)).tolist()
+    at_rest, q_gains = (value, worse_g, worse_q), (value, worse_g, [*worse_q, value - 0.1])
+    return [at_rest, q_gains, (value, [value + 0.1, *worse_g], worse_q)]
+
+
+def _logits(g: torch.Generator) -> list[Case]:
+    return [
+        (3 * torch.randn(n, c, generator=g), 3 * torch.randn(n, c, generator=g), _labels(n, c, g)) for n, c in ((8, 10), (3, 4))
+    ]
+
+
+def _labels(n: int, c: int, g: torch.Generator) -> Tensor:
+    return torch.randint(c, (n,), generator=g)
+
+
+def _banded(g: torch.Generator) -> list[Case]:
+    low = 0.1 + 0.3 * float(torch.rand((), generator=g))
+    return [(torch.rand(20, generator=g), Bounds(low, low + 0.4)), (torch.tensor([0.0, 0.5, 1.0]), Bounds(0.1, 0.8))]
+
+
+def _objectives(g: torch.Generator) -> list[Case]:
+    return [(h, *torch.rand(2, generator=g), bounds) for h, bounds in _banded(g)]
+
+
+def _rates(g: torch.Generator) -> list[Case]:
+    capacity = float(1 + 20 * torch.rand((), generator=g))
+    return [(capacity, n, rate) for n, rate in ((100, 0.5), (4000, 0.75), (4000, 1.0))]
+
+
+def _targets(g: torch.Generator) -> list[Case]:
+    capacity = float(1 + 20 * torch.rand((), generator=g))
+    return [(capacity, rate, 0.05) for rate in (0.5, 0.8, 1.0)]
+
+
+def _bounds_of_error(g: torch.Generator) -> list[Case]:
+    a, b, c, d = (0.1 + torch.rand(4, generator=g)).tolist()
+    return [(1000, 10 * a, 0.5, c, 10 * b, 1.0, d), (50, 10 * b, 0.7, d, 10 * a, 0.9, c)]
+
+
+# References that the library has under another name, or inside a larger function
+
+
+def gains(before: Tensor, after_g: Tensor, after_q: Tensor) -> tuple[Tensor, Tensor]:
+    """(Delta_G, Delta_Q): what G's step, then Q's, did to the mean disagreement log C - H, from H_info (N,), nats."""
+    return before.mean() - after_g.mean(), after_g.mean() - after_q.mean()
+
+
+def hinge_slope(h_prime: Tensor, bounds: Bounds) -> Tensor:
+    """Gradient of the mean hinge with respect to each H', (N,): -1/N below the band, 0 within, +1/N above."""
+    return ((h_prime > bounds.upper).float() - (h_prime < bounds.lower).float()) / len(h_prime)
+
+
+def samples_needed(capacity: float, rate: float, target: float) -> float:
+    """n at which capacity / n^rate is `target`."""
+    return float((capacity / target) ** (1 / rate))
+
+
+def error_bound(n: float, c_q: float, rate_q: float, eps_q: float, c_p: float, rate_p: float, eps_p: float) -> float:
+    """The right-hand side of Eq. (17) with both constants 1."""
+    return float(
+        theory.bound_total(
+            n, capacity_q=c_q, rate_qp=rate_q, epsilon_qp=eps_q, capacity_p=c_p, rate_pr=rate_p, epsilon_pr=eps_p
+        )
+    )
+
+
+def estimation_error(capacity: float, n: float, rate: float) -> float:
+    """capacity / n^rate."""
+    return float(theory.estimation_error(capacity, n, rate))
+
+
+def _bars(case: Case, theirs: Any, expected: Any) -> Any:
+    from adadfq_lab.figures import yours_against_expected
+
+    return yours_against_expected(theirs, expected)
+
+
+GAME = (
+    Exercise(
+        "game_value",
+        "04",
+        equations.game_value,
+        _h_primes,
+        "The adaptability of a sample is 1 - H'; Eq. (4) is its expectation: the mean over the batch.",
+        (
+            Mistake(lambda h: h.mean(), "This is the mean of H', agreement; the value of the game is the mean of 1 - H'."),
+            Mistake(lambda h: (1 - h).sum(), "This is a sum; E[...] is a mean, so that it does not grow with the batch."),
+            Mistake(lambda h: 1 - h.min(), "This looks at one sample only: in any batch it is 1."),
+        ),
+    ),
+    Exercise(
+        "gains",
+        "04",
+        gains,
+        _three_entropies,
+        "Disagreement is log C - H. What a step gains is disagreement after it minus disagreement before it; log C cancels.",
+        (
+            Mistake(
+                lambda a, b, c: (b.mean() - a.mean(), c.mean() - b.mean()),
+                "These are gains of H, which is agreement; disagreement is log C - H, so both signs turn.",
+            ),
+            Mistake(
+                lambda a, b, c: (a.mean() - b.mean(), a.mean() - c.mean()),
+                "Delta_Q begins where G's step ended, not where the round began.",
+            ),
+            Mistake(lambda a, b, c: (a.sum() - b.sum(), b.sum() - c.sum()), "These are sums over the batch; take means."),
+        ),
+    ),
+    Exercise(
+        "is_equilibrium",
+        "04",
+        theory.is_equilibrium,
+        _values,
+        "all(v <= value for v in values_g) and all(value <= v for v in values_q): no move of G raises it, none of Q lowers it.",
+        (
+            Mistake(
+                lambda v, g, q: all(x >= v for x in g) and all(x <= v for x in q),
+                "The players are swapped: in Eq. (5) G moves on the left and can only lose, Q on the right.",
+            ),
+            Mistake(lambda v, g, q: all(x <= v for x in g), "Only G's moves were looked at; Q must not gain either."),
+            Mistake(
+                lambda v, g, q: any(x <= v for x in g) and any(x >= v for x in q),
+                "Eq. (5) holds for *all* moves, not for some.",
+            ),
+        ),
+    ),
+    Exercise(
+        "loss_ds",
+        "05",
+        equations.loss_ds,
+        _logits,
+        "F.cross_entropy takes logits: those of p_ds are z_p - z_q.",
+        (
+            Mistake(lambda p, q, y: F.cross_entropy(q - p, y), "The logits are turned round: P is to see y and Q to miss it."),
+            Mistake(
+                lambda p, q, y: F.cross_entropy((p - q).softmax(-1), y),
+                "F.cross_entropy applies the softmax itself; give it the logits z_p - z_q.",
+            ),
+            Mistake(
+                lambda p, q, y: F.cross_entropy(p, y) - F.cross_entropy(q, y), "A difference of two losses is another loss."
+            ),
+        ),
+    ),
+    Exercise(
+        "loss_as",
+        "05",
+        equations.loss_as,
+        _logits,
+        "As L_ds, with z_p + z_q: both are to see class y.",
+        (
+            Mistake(lambda p, q, y: F.cross_entropy(p - q, y), "This is L_ds of Eq. (6); agreement adds the logits."),
+            Mistake(lambda p, q, y: F.cross_entropy((p + q) / 2, y), "Eq. (7) adds the logits, it does not average them."),
+            Mistake(
+                lambda p, q, y: F.cross_entropy(p, y) + F.cross_entropy(q, y),
+                "Two losses, added, are not the loss of the sum: Eq. (8) is one cross-entropy of z_p + z_q.",
+            ),
+        ),
+    ),
+    Exercise(
+        "loss_balance",
+        "05",
+        equations.loss_balance,
+        _logits,
+        "0.2 * L_ds + 0.1 * L_as, the paper's weights.",
+        (
+            Mistake(
+                lambda p, q, y: 0.1 * equations.loss_ds(p, q, y) + 0.2 * equations.loss_as(p, q, y),
+                "The weights are swapped: alpha_ds = 0.2, alpha_as = 0.1.",
+            ),
+            Mistake(
+                lambda p, q, y: equations.loss_ds(p, q, y) + equations.loss_as(p, q, y), "The weights of Eq. (9) are missing."
+            ),
+        ),
+    ),
+    Exercise(
+        "hinge",
+        "06",
+        equations.hinge,
+        _banded,
+        "torch.relu(lower - h) + torch.relu(h - upper): how far H' is from the band, 0 within.",
+        (
+            Mistake(
+                lambda h, b: torch.relu(h - b.lower) + torch.relu(b.upper - h),
+                "The differences are turned round: this is large within the band.",
+            ),
+            Mistake(lambda h, b: torch.relu(b.lower - h), "Only the lower bound was looked at."),
+            Mistake(lambda h, b: torch.relu(h - b.upper), "Only the upper bound was looked at."),
+            Mistake(lambda h, b: equations.hinge(h, b).mean(), "This is the mean; asked for is one number a sample, (N,)."),
+        ),
+        plot=_bars,
+    ),
+    Exercise(
+        "hinge_slope",
+        "06",
+        hinge_slope,
+        _banded,
+        "Below the band the mean hinge falls as H' rises: -1/N. Above it rises: +1/N. Within, nothing: 0.",
+        (
+            Mistake(lambda h, b: -hinge_slope(h, b), "The sign is turned: below the band a larger H' makes the hinge smaller."),
+            Mistake(
+                lambda h, b: len(h) * hinge_slope(h, b), "This is the slope of the sum; of a mean over N it is 1/N of that."
+            ),
+            Mistake(
+                lambda h, b: equations.hinge(h, b), "This is the hinge itself; its slope is the same however far off H' is."
+            ),
+        ),
+        plot=_bars,
+    ),
+    Exercise(
+        "generator_objective",
+        "06",
+        equations.generator_objective,
+        _objectives,
+        "hinge(h, bounds).mean() + balance + bns, with beta = gamma = 1: what Eq. (12) maximises, with the sign turned.",
+        (
+            Mistake(
+                lambda h, bal, bns, b: -(equations.hinge(h, b).mean() + bal + bns),
+                "This is what Eq. (12) maximises; an optimiser minimises its negative.",
+            ),
+            Mistake(lambda h, bal, bns, b: equations.hinge(h, b).sum() + bal + bns, "The hinge is summed; E[...] is a mean."),
+            Mistake(lambda h, bal, bns, b: equations.hinge(h, b).mean() + bal, "L_BNS is missing."),
+        ),
+    ),
+    Exercise(
+        "estimation_error",
+        "07",
+        estimation_error,
+        _rates,
+        "capacity / n**rate, the O(.) of Eq. (14) with its constant 1.",
+        (
+            Mistake(lambda c, n, a: c / (n * a), "n is multiplied by the rate; it is an exponent."),
+            Mistake(lambda c, n, a: c / n ** (1 / a), "The exponent is alpha, not 1/alpha."),
+            Mistake(lambda c, n, a: (c / n) ** a, "Only n has the exponent, the capacity has not."),
+        ),
+    ),
+    Exercise(
+        "error_bound",
+        "07",
+        error_bound,
+        _bounds_of_error,
+        "c_q / n**rate_q + c_p / n**rate_p + eps_q + eps_p.",
+        (
+            Mistake(
+                lambda n, c, a, e, d, b, f: c / n**a + e, "This is Eq. (16), Q against P; P's own error of Eq. (15) is missing."
+            ),
+            Mistake(
+                lambda n, c, a, e, d, b, f: c / n**a + d / n**b, "These are the estimation errors; both epsilon are missing."
+            ),
+            Mistake(lambda n, c, a, e, d, b, f: c / n**b + d / n**a + e + f, "The two rates are swapped."),
+        ),
+    ),
+    Exercise(
+        "samples_needed",
+        "07",
+        samples_needed,
+        _targets,
+        "Solve capacity / n**rate = target for n: (capacity / target) ** (1 / rate).",
+        (
+            Mistake(lambda c, a, t: (c / t) ** a, "n**rate = capacity / target, so the root is the power 1/rate."),
+            Mistake(lambda c, a, t: c / t, "This is right for rate 1 only."),
+        ),
+    ),
+)
+"""The graded exercises of notebooks 04 to 07."""

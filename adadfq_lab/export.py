@@ -1,0 +1,181 @@
+"""A student as an ONNX file that computes on integers.
+
+    export_onnx(Q, Path("q.onnx"), P)
+
+writes three files: `q.onnx`, which ONNX Runtime runs; `q.student.safetensors`, the student itself, so that `verify` can
+compare; and `q.packed.safetensors`, the weights at n bits each. `adadfq_lab.onnx_graph` tells how the integers are laid out.
+
+On a CPU a 3-bit network runs at int8 speed: its integers lie in bytes. The three bits pay in storage and on hardware that is
+built for them.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from adadfq_lab.errors import UserError
+from adadfq_lab.files import write_atomically
+from adadfq_lab.integers import Integers, integers
+from adadfq_lab.onnx_graph import IMAGES, LOGITS, OnnxGraph, write_operations
+from adadfq_lab.operations import Operation, operations
+from adadfq_lab.packing import pack
+from adadfq_lab.student import Student
+from adadfq_lab.student_files import save_student
+from adadfq_lab.teachers import Teacher
+
+FORMAT = "adadfq onnx 1"
+OPSET, IR_VERSION = 21, 10
+INSTALL = 'pip install "adadfq-lab[export]"'
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What `export_onnx` wrote.
+
+    file, student, packed: paths; student is None where there was no teacher to describe it with
+    convs, linears:        layers written, each as an integer operation
+    bytes, packed_bytes:   sizes of the ONNX file and of the packed container
+    notes:                 what a user should know of this file, a sentence each
+    """
+
+    file: Path
+    student: Path | None
+    packed: Path
+    bits: str
+    convs: int
+    linears: int
+    bytes: int
+    packed_bytes: int
+    notes: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        plain = dataclasses.asdict(self)
+        return plain | {name: str(plain[name]) if plain[name] else None for name in ("file", "student", "packed")}
+
+    def __str__(self) -> str:
+        files = [f"{self.file} ({self.bytes:,} bytes)", f"{self.packed} ({self.packed_bytes:,} bytes)", str(self.student or "")]
+        head = f"{self.bits}: {self.convs} convolutions and {self.linears} linear layers on integers"
+        return "\n".join([head, "wrote " + ", ".join(f for f in files if f), *self.notes])
+
+
+def export_onnx(
+    student: Student,
+    path: Path | str,
+    teacher: Teacher | None = None,
+    *,
+    shape: tuple[int, int, int] | None = None,
+    input_bits: int = 16,
+) -> Exported:
+    """Writes `student` to `path` as ONNX in which every convolution and linear layer is an integer operation.
+
+    The file takes normalised float32 images "images" `(N, C, H, W)` and gives "logits" `(N, classes)`.
+
+    teacher:    the student's; its image shape, normalisation and classes go into the file, and `verify` needs them
+    shape:      (C, H, W) of the images, needed only without a teacher
+    input_bits: integers that stand for what Q leaves float at a layer's input: 16, as near as makes no difference, or 8
+
+    Raises UserError where the student has no integers (see `integers`), an operation of it has no integer form (naming it), the
+    path cannot be written, or the package onnx is missing.
+    """
+    onnx, path = _import("onnx"), Path(path)
+    shape = shape or (teacher.info.input_shape if teacher else None)
+    if shape is None:
+        raise UserError("which images the student takes is not known; give its teacher, or shape=(channels, height, width)")
+    if input_bits not in (8, 16):
+        raise UserError(f"input_bits must be 8 or 16, not {input_bits}")
+    if path.suffix != ".onnx" or not path.parent.is_dir():
+        raise UserError(f"{path} must end in .onnx and lie in a folder that exists")
+    table, steps = integers(student), operations(student, shape)
+    graph = OnnxGraph(student, table, input_bits)
+    write_operations(graph, steps, _image_bounds(teacher))
+    beside = sidecar(path, "student")
+    facts: dict[str, Any] = {"format": FORMAT, "bits": str(student.bits), "input_bits": input_bits, "shape": shape}
+    try:
+        if teacher is not None:
+            facts["student"] = save_student(student, teacher, beside)
+            facts |= {k: getattr(teacher.info, k) for k in ("name", "data", "classes", "mean", "std")}
+        packed = pack(student, sidecar(path, "packed"), table)
+        write_atomically(path, _model(onnx, graph, steps, shape, facts))
+    except OSError as error:
+        raise UserError(f"cannot write {path} ({error.strerror}); choose another --output") from None
+    layers = [table.layers[step.target].kind for step in steps if step.kind in ("conv", "linear")]
+    return Exported(
+        path,
+        beside if teacher else None,
+        packed,
+        str(student.bits),
+        layers.count("conv"),
+        layers.count("linear"),
+        path.stat().st_size,
+        packed.stat().st_size,
+        notes(student, table, steps, input_bits),
+    )
+
+
+def notes(student: Student, table: Integers, steps: list[Operation], input_bits: int) -> tuple[str, ...]:
+    """What a user should know of an exported file: its speed, what Q leaves float, what computes in floats between layers."""
+    said = []
+    weights, activations = student.bits.weights, student.bits.activations
+    if min(weights, activations) < 8:
+        said.append(
+            f"On a CPU this runs at the speed of int8, not of {weights} bits: integers lie in bytes. "
+            f"The {weights} bits pay in storage (the packed file) and on hardware built for them."
+        )
+    left = [layer.name for layer in table.layers.values() if layer.input is None]
+    if left:
+        said.append(
+            f"Q leaves the input of {', '.join(left)} float; here it is {input_bits}-bit integers. "
+            f"every_input=True (--every-input) puts it on {activations} bits."
+        )
+    between = sorted({step.options.get("function", step.kind) for step in steps if step.kind in _FLOAT_KINDS})
+    said.append(
+        "Between the integers of two layers, scale, bias"
+        + "".join(f", {kind.replace('_', ' ')}" for kind in between)
+        + " are float32, elementwise."
+    )
+    return tuple(said)
+
+
+_FLOAT_KINDS = ("arithmetic", "average_pool", "batch_norm", "elementwise")
+
+
+def sidecar(path: Path, kind: str) -> Path:
+    """`q.student.safetensors` beside `q.onnx`."""
+    return path.with_name(f"{path.stem}.{kind}.safetensors")
+
+
+def _image_bounds(teacher: Teacher | None) -> tuple[float, float] | None:
+    """Between which numbers every normalised image lies, whatever it shows."""
+    if teacher is None:
+        return None
+    both = list(zip(teacher.info.mean, teacher.info.std, strict=True))
+    return min(-m / s for m, s in both), max((1 - m) / s for m, s in both)
+
+
+def _model(onnx: ModuleType, graph: OnnxGraph, steps: list[Operation], shape: tuple[int, ...], facts: dict[str, Any]) -> bytes:
+    """The file's bytes."""
+    helper, number = onnx.helper, onnx.TensorProto.FLOAT
+    images = helper.make_tensor_value_info(IMAGES, number, ["N", *shape])
+    logits = helper.make_tensor_value_info(LOGITS, number, ["N", *steps[-1].shape])
+    # from_array stores raw bytes; make_tensor would store each int8 as a number of up to ten.
+    constants = [onnx.numpy_helper.from_array(array, name) for name, array in graph.constants.items()]
+    whole = helper.make_graph(graph.nodes, "student", [images], [logits], constants)
+    model = helper.make_model(whole, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+    model.producer_name = "adadfq"
+    helper.set_model_props(model, {f"adadfq.{key}": json.dumps(value) for key, value in facts.items()})
+    onnx.checker.check_model(model)
+    content: bytes = model.SerializeToString()
+    return content
+
+
+def _import(name: str) -> ModuleType:
+    """A package of the extra `export`."""
+    from importlib import import_module
+
+    try:
+        return import_module(name)
+    except ImportError:
+        raise UserError(f"the package {name} is missing; {INSTALL}") from None

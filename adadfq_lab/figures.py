@@ -1,0 +1,353 @@
+"""The figures of the course, as pure functions from numbers to plotly figures: nothing is computed, kept or displayed here.
+
+Each takes tensors, arrays or lists, and gives a `go.Figure` with units on its axes and a description that says what is to be
+seen (`adadfq_lab.style.alt_text`). `lab.show(fig)` displays one; widgets and reports are built around the same functions.
+"""
+
+import base64
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import torch
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image
+from torch import Tensor
+
+from adadfq_lab import quantizer, style
+from adadfq_lab.equations import Bounds
+from adadfq_lab.evaluation import Accuracy
+from adadfq_lab.game import Record
+from adadfq_lab.history import History, Recorder
+
+Numbers = Tensor | ArrayLike
+Floats = NDArray[np.float64]
+
+_SERIES = {"P": style.TEACHER, "Q": style.STUDENT, "G": style.GENERATOR, "p_ds": style.PURPLE, "p_as": style.ORANGE}
+_HATCH = {"Q": "/", "p_ds": "x", "p_as": "."}
+
+
+def _array(values: Numbers) -> Floats:
+    if isinstance(values, Tensor):
+        values = values.detach().cpu().double().numpy()
+    return np.asarray(values, dtype=np.float64)
+
+
+def _hatch(fig: go.Figure, shape: str) -> None:
+    fig.data[-1].marker.pattern = {"shape": shape, "fillmode": "overlay", "fgcolor": "#FFFFFF", "size": 7, "solidity": 0.3}
+
+
+# One sample
+
+
+def probability_bars(probabilities: Mapping[str, Numbers], classes: Sequence[str], *, title: str = "One sample") -> go.Figure:
+    """Bars of several probability vectors (C,) of one sample side by side; P, Q, p_ds and p_as have colours of their own."""
+    values = {name: _array(p) for name, p in probabilities.items()}
+    tops = ", ".join(f"{name} is largest for {classes[int(p.argmax())]} ({p.max():.2f})" for name, p in values.items())
+    fig = style.figure(title, "class", "probability", alt=f"Bars of probabilities over {len(classes)} classes: {tops}.")
+    for i, (name, p) in enumerate(values.items()):
+        colour = _SERIES.get(name, style.OKABE_ITO[i % 8])
+        fig.add_bar(x=list(classes), y=p, name=name, marker={"color": colour})
+        _hatch(fig, _HATCH.get(name, ""))
+    fig.update_yaxes(range=[0, 1.02])
+    return fig.update_layout(barmode="group", bargap=0.25)
+
+
+# Populations of samples
+
+
+def split_by_band(h_prime: Numbers, bounds: Bounds) -> dict[str, Floats]:
+    """H' values below, inside and above the band; a value on a bound is outside, as in Eq. (10)."""
+    h = _array(h_prime).reshape(-1)
+    below, above = h <= bounds.lower, h >= bounds.upper
+    return {"below": h[below], "inside": h[~below & ~above], "above": h[above]}
+
+
+def entropy_histogram(h_prime: Numbers, bounds: Bounds, *, bins: int = 20, title: str = "Where the samples lie") -> go.Figure:
+    """Histogram of H' over [0, 1], coloured and hatched below, inside and above the band, with lambda_l and lambda_u drawn."""
+    groups = split_by_band(h_prime, bounds)
+    edges = np.linspace(0, 1, bins + 1)
+    shares = ", ".join(f"{len(values)} {name}" for name, values in groups.items())
+    alt = (
+        f"Histogram of H' of {sum(map(len, groups.values()))} samples, band {bounds.lower:g} to {bounds.upper:g}: {shares} it."
+    )
+    fig = style.figure(title, "H' (0: P and Q disagree most, 1: they agree)", "samples", alt=alt)
+    colours = {"below": style.BOUND_COLOUR["lower"], "inside": style.INSIDE, "above": style.BOUND_COLOUR["upper"]}
+    for name, values in groups.items():
+        counts, _ = np.histogram(values.clip(0, 1), edges)
+        centres = (edges[:-1] + edges[1:]) / 2
+        fig.add_bar(x=centres, y=counts, width=1 / bins, name=f"{name} ({len(values)})", marker={"color": colours[name]})
+        _hatch(fig, style.PATTERN[name])
+    shapes, annotations = style.band(bounds.lower, bounds.upper)
+    fig.update_xaxes(range=[-0.01, 1.01])
+    return fig.update_layout(barmode="stack", bargap=0, legend={"traceorder": "normal"}, shapes=shapes, annotations=annotations)
+
+
+def histograms(
+    groups: Mapping[str, Numbers], *, title: str, x: str, limits: tuple[float, float], bins: int = 30, logarithmic: bool = False
+) -> go.Figure:
+    """Outlines of several groups' histograms on the same bins, as shares of each group in percent."""
+    edges = np.linspace(*limits, bins + 1)
+    medians = ", ".join(f"{name} {np.median(_array(values)):.2f}" for name, values in groups.items())
+    fig = style.figure(title, x, "share of the group [%]", alt=f"Histograms of {x}; medians: {medians}.")
+    for i, (name, values) in enumerate(groups.items()):
+        flat = _array(values).reshape(-1)
+        counts, _ = np.histogram(flat.clip(*limits), edges)
+        y = 100 * counts / len(flat)
+        pen = {"color": _SERIES.get(name, style.OKABE_ITO[i % 8]), "dash": style.DASHES[i % 6], "shape": "hvh"}
+        fig.add_scatter(x=(edges[:-1] + edges[1:]) / 2, y=y, mode="lines", name=name, line=pen)
+    if logarithmic:
+        fig.update_yaxes(type="log")
+    return fig
+
+
+def scatter(groups: Mapping[str, tuple[Numbers, Numbers]], *, title: str, x: str, y: str, alt: str) -> go.Figure:
+    """Points (x, y) of several groups, told apart by colour and symbol."""
+    fig = style.figure(title, x, y, alt=alt)
+    symbols = ("circle", "diamond", "cross", "triangle-up", "square", "x")
+    for i, (name, (xs, ys)) in enumerate(groups.items()):
+        marker = {"color": style.OKABE_ITO[i % 8], "symbol": symbols[i % 6], "size": 6, "opacity": 0.6}
+        fig.add_scatter(x=_array(xs), y=_array(ys), mode="markers", name=name, marker=marker)
+    return fig
+
+
+def curves(series: Mapping[str, Numbers], at: Numbers, *, title: str, x: str, y: str, alt: str = "") -> go.Figure:
+    """Lines over the common positions `at`; P, Q and G keep their colours, the dash patterns differ throughout."""
+    fig = style.figure(title, x, y, alt=alt)
+    for i, (name, values) in enumerate(series.items()):
+        pen = style.line(name) if name in style.PLAYER else {"color": style.OKABE_ITO[i % 8], "dash": style.DASHES[i % 6]}
+        fig.add_scatter(x=_array(at), y=_array(values), mode="lines", name=name, line=pen)
+    return fig
+
+
+def ends_of_the_band(groups: Mapping[str, tuple[Numbers, Numbers]], bounds: Bounds) -> go.Figure:
+    """(H', loss of Q) of several groups, log scale, the sides of the band named: too hard (underfitting), nothing to learn."""
+    medians = ", ".join(f"{n} {np.median(_array(h)):.2f} and {np.median(_array(loss)):.1e}" for n, (h, loss) in groups.items())
+    alt = (
+        f"Scatter of the loss of Q against H'; medians of H' and loss: {medians}. The left end, disagreement, is marked "
+        "underfitting; the right end, agreement, overfitting."
+    )
+    labels = {"x": "H' (floor 0)", "y": "KL(P ‖ Q) on the sample [nats, log scale]"}
+    fig = scatter(groups, title="Which end of H' is which", **labels, alt=alt)
+    shapes, notes = style.band(bounds.lower, bounds.upper)
+    sides = (
+        ("lower", 0.0, bounds.lower, "← disagreement:<br>too hard for Q,<br><b>underfitting</b>", "left", bounds.lower + 0.01),
+        ("upper", bounds.upper, 1.0, "agreement: →<br>nothing to learn,<br><b>overfitting</b>", "right", bounds.upper - 0.01),
+    )
+    for name, x0, x1, text, anchor, at in sides:
+        area = {"type": "rect", "x0": x0, "x1": x1, "y0": 0, "y1": 1, "yref": "y domain", "line": {"width": 0}}
+        shapes.append({**area, "fillcolor": style.BOUND_COLOUR[name], "opacity": 0.2, "layer": "below"})
+        place = {"xanchor": anchor, "yanchor": "bottom", "align": anchor, "showarrow": False}
+        notes.append({"text": text, "x": at, "y": 0.03, "yref": "y domain", **place})
+    fig.update_xaxes(range=[0, 1.005])
+    fig.update_yaxes(type="log", exponentformat="power")
+    return fig.update_layout(shapes=shapes, annotations=notes, height=400)
+
+
+# The quantizer
+
+
+def staircase(bits: int, low: float, high: float, *, points: int = 601) -> go.Figure:
+    """x against its fake-quantised value for `bits` bits over [low, high], with the identity: Eq. (18) as a picture."""
+    margin = 0.25 * (high - low)
+    x = torch.linspace(low - margin, high + margin, points, dtype=torch.float64)
+    scale, zero_point = quantizer.qparams(torch.tensor(low, dtype=x.dtype), torch.tensor(high, dtype=x.dtype), bits)
+    x_hat = quantizer.fake_quantize(x, scale, zero_point, bits)
+    alt = (
+        f"Staircase of {2**bits} levels, {float(scale):.3g} apart, from {float(x_hat.min()):.3g} to {float(x_hat.max()):.3g}; "
+        "beyond the range it is flat. The identity runs through the middle of its steps."
+    )
+    fig = style.figure(f"{bits} bits: {2**bits} levels", "x", "x̂ = (q - zero point) · scale", alt=alt)
+    fig.add_scatter(x=x, y=x, mode="lines", name="x̂ = x", line={"color": style.GREY, "dash": "dot"})
+    fig.add_scatter(x=x, y=x_hat, mode="lines", name="quantised", line={"color": style.STUDENT, "shape": "hv"})
+    return fig
+
+
+def weights_on_grid(weights: Numbers, bits: int, *, title: str = "") -> go.Figure:
+    """Histogram of weights that share one range, and the levels of the grid of `bits` bits over it as vertical lines."""
+    w = torch.as_tensor(_array(weights).reshape(1, -1))
+    scale, zero_point = quantizer.weight_qparams(w, bits)
+    low, high = quantizer.quant_range(bits)
+    levels = quantizer.dequantize(torch.arange(low, high + 1), scale, zero_point).flatten()
+    off = (quantizer.fake_quantize(w, scale, zero_point, bits) - w).square().mean().sqrt()
+    alt = f"Histogram of {w.numel()} weights and {2**bits} vertical lines, the levels; root-mean-square error {float(off):.3g}."
+    fig = style.figure(title or f"Weights and the levels of {bits} bits", "weight", "count", alt=alt)
+    fig.add_histogram(x=w.flatten(), nbinsx=60, name="float weights", marker={"color": style.TEACHER})
+    pen = {"color": style.STUDENT, "width": 1, "dash": "dash"}
+    shape = {"type": "line", "y0": 0, "y1": 1, "yref": "y domain", "line": pen}
+    return fig.update_layout(shapes=[{**shape, "x0": float(v), "x1": float(v)} for v in levels], showlegend=True)
+
+
+def accuracy_cliff(accuracies: Mapping[int, Accuracy], teacher: Accuracy) -> go.Figure:
+    """Top-1 of plainly quantised students over bits, with 95 % intervals, under the teacher's."""
+    bits = sorted(accuracies)
+    values = [accuracies[b] for b in bits]
+    listed = ", ".join(f"{b} bits {a.top1:.1f} %" for b, a in zip(bits, values, strict=True))
+    alt = f"Accuracy over bits: {listed}; the teacher has {teacher.top1:.1f} %."
+    fig = style.figure(f"Plain quantization, {teacher.images} images", "bits of weights and activations", "top-1 [%]", alt=alt)
+    error = {"array": [a.high - a.top1 for a in values], "arrayminus": [a.top1 - a.low for a in values]}
+    fig.add_scatter(x=[bits[0], bits[-1]], y=[teacher.top1] * 2, mode="lines", name="P", line=style.line("P"))
+    tops = [a.top1 for a in values]
+    fig.add_scatter(x=bits, y=tops, mode="lines+markers", name="Q", error_y=error, line=style.line("Q"))
+    fig.update_xaxes(tickvals=bits)
+    fig.update_yaxes(range=[0, 100])
+    return fig
+
+
+# Images
+
+
+def image_grid(images: Tensor, columns: Sequence[str], *, rows: Sequence[str] = (), title: str, x: str, y: str) -> go.Figure:
+    """Images (N, C, H, W) with values in [0, 1] in a grid, row by row, one column for each of `columns`; C is 1 or 3.
+
+    x and y say what columns and rows are. Raises ValueError where N is no multiple of the number of columns.
+    """
+    n, channels, height, width = images.shape
+    if n % len(columns) or channels not in (1, 3):
+        raise ValueError(f"{n} images of {channels} channels do not fill columns of {len(columns)}; give 1 or 3 channels")
+    count = n // len(columns)
+    labels = list(rows) or [str(i + 1) for i in range(count)]
+    pixels = images.detach().cpu().clamp(0, 1).expand(-1, 3, -1, -1)
+    tiles = torch.ones(count, len(columns), 3, height + 2, width + 2)
+    tiles[..., 1:-1, 1:-1] = pixels.reshape(count, len(columns), 3, height, width)
+    sheet = tiles.permute(0, 3, 1, 4, 2).reshape(count * (height + 2), len(columns) * (width + 2), 3)
+    alt = f"{title}: a grid of {n} images; columns ({x}): {', '.join(columns)}; rows ({y}): {', '.join(labels)}."
+    fig = style.figure(title, x, y, alt=alt, height=110 + max(1, count) * 78)
+    fig.add_trace(go.Image(source=_png(sheet), hoverinfo="skip"))
+    axis = {"showgrid": False, "showline": False, "ticks": ""}
+    fig.update_xaxes(tickvals=[(i + 0.5) * (width + 2) for i in range(len(columns))], ticktext=list(columns), **axis)
+    fig.update_yaxes(tickvals=[(i + 0.5) * (height + 2) for i in range(count)], ticktext=labels, **axis)
+    return fig
+
+
+def _png(sheet: Tensor) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(sheet.mul(255).round().byte().numpy()).save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+# What P's batch norms remember
+
+
+def bns_by_layer(distances: Mapping[str, Numbers], *, title: str = "Distance from what P remembers") -> go.Figure:
+    """L_BNS of each batch-norm layer, on a logarithmic axis, for several batches of images."""
+    sums = ", ".join(f"{name} {_array(d).mean():.3g}" for name, d in distances.items())
+    alt = f"L_BNS by layer for several batches; means over layers: {sums}."
+    fig = style.figure(title, "batch-norm layer, from the image to the logits", "L_BNS of the layer (log scale)", alt=alt)
+    for i, (name, d) in enumerate(distances.items()):
+        pen = {"color": style.OKABE_ITO[i % 8], "dash": style.DASHES[i % 6]}
+        fig.add_scatter(x=np.arange(1, len(_array(d)) + 1), y=_array(d), mode="lines+markers", name=name, line=pen)
+    fig.update_yaxes(type="log")
+    return fig
+
+
+# The game
+
+
+def training_curves(records: History | Iterable[Record], *, title: str = "The game, round by round") -> go.Figure:
+    """Mean H' of each round with the middle 80 % shaded, agreement of P and Q, and the bounds as they were."""
+    history = records if isinstance(records, History) else _history(records)
+    rounds, h = history["round"], history["h_prime"]
+    low, high = np.quantile(h, (0.1, 0.9), axis=1)
+    last = f"H' {h[-1].mean():.2f}, agreement {100 * history['agreement'][-1]:.0f} %"
+    alt = f"H' and agreement over {len(history)} rounds, with the bounds; in the last round {last}."
+    fig = style.figure(title, "round", "H', share of samples [0 to 1]", alt=alt, height=380)
+    fig.add_scatter(x=rounds, y=low, mode="lines", line={"width": 0}, showlegend=False, hoverinfo="skip")
+    shade = {"fill": "tonexty", "fillcolor": "rgba(0,158,115,0.2)", "line": {"width": 0}}
+    fig.add_scatter(x=rounds, y=high, mode="lines", name="middle 80 % of H'", hoverinfo="skip", **shade)
+    fig.add_scatter(x=rounds, y=h.mean(axis=1), mode="lines", name="mean H'", line={"color": style.GENERATOR})
+    agreed = {"color": style.STUDENT, "dash": "dash"}
+    fig.add_scatter(x=rounds, y=history["agreement"], mode="lines", name="agreement of P and Q", line=agreed)
+    for name in ("lower", "upper"):
+        pen = {"color": style.BOUND_COLOUR[name], "dash": style.BOUND_DASH[name], "shape": "hv"}
+        fig.add_scatter(x=rounds, y=history[name], mode="lines", name=style.BOUND_NAME[name], line=pen)
+    fig.update_yaxes(range=[0, 1.02])
+    return fig
+
+
+def loss_curves(records: History | Iterable[Record], *, title: str = "What the players minimise") -> go.Figure:
+    """Every loss term of both players over the rounds, on a logarithmic axis; colours tell players, dashes tell terms."""
+    history = records if isinstance(records, History) else _history(records)
+    names = [name for name in history.columns if name.startswith(("generator.", "student."))]
+    alt = "Loss terms over rounds: " + ", ".join(f"{n} ends at {history[n][-1]:.3g}" for n in names) + "."
+    fig = style.figure(title, "round", "weighted loss term (log scale)", alt=alt)
+    for name in names:
+        player, term = name.split(".")
+        same = [other for other in names if other.startswith(player)]
+        letter = "G" if player == "generator" else "Q"
+        pen = {"color": style.PLAYER[letter], "dash": style.DASHES[same.index(name) % 6]}
+        fig.add_scatter(x=history["round"], y=history[name].clip(1e-6), mode="lines", name=f"{letter}: {term}", line=pen)
+    fig.update_yaxes(type="log")
+    return fig
+
+
+def _history(records: Iterable[Record]) -> History:
+    recorder = Recorder()
+    for record in records:
+        recorder.add(record)
+    return recorder.history()
+
+
+def story() -> go.Figure:
+    """The paper in one picture: who makes, who looks, and which way images and gradients go."""
+    alt = (
+        "Diagram. Noise z and a label y enter the generator G, which makes images x. Teacher P and student Q both look at x. "
+        "Their logits are compared as the disagreement. From there an arrow goes back to G: keep H' between lambda_l and "
+        "lambda_u; and one to Q: disagree less."
+    )
+    fig = style.figure("Data-free quantization as a game", " ", " ", alt=alt, height=360)
+    boxes = (
+        ("G", 0.18, 0.5, "<b>G</b><br>generator"),
+        ("P", 0.52, 0.82, "<b>P</b><br>teacher, frozen"),
+        ("Q", 0.52, 0.18, "<b>Q</b><br>student, few bits"),
+    )
+    notes = [_box(text, x, y, style.PLAYER[name]) for name, x, y, text in boxes]
+    notes.append(_box("disagreement<br>p<sub>ds</sub> → H'", 0.86, 0.5, style.PURPLE))
+    solid = [((0.03, 0.5), (0.11, 0.5)), ((0.26, 0.56), (0.42, 0.78)), ((0.26, 0.44), (0.42, 0.22))]
+    solid += [((0.62, 0.78), (0.78, 0.57)), ((0.62, 0.22), (0.78, 0.43))]
+    notes += [_arrow(start, end, style.TEXT) for start, end in solid]
+    notes += [_arrow((0.77, 0.5), (0.27, 0.5), style.GENERATOR), _arrow((0.9, 0.4), (0.62, 0.1), style.STUDENT)]
+    words = [(0.02, 0.58, "z, y", style.TEXT), (0.52, 0.55, "keep H' between λ<sub>l</sub> and λ<sub>u</sub>", style.GENERATOR)]
+    words += ((0.31, 0.72, "x", style.TEXT), (0.31, 0.28, "x", style.TEXT), (0.83, 0.13, "disagree less", style.STUDENT))
+    words += ((0.71, 0.74, "z<sub>p</sub>", style.TEXT), (0.69, 0.38, "z<sub>q</sub>", style.TEXT))
+    notes += [{"x": x, "y": y, "text": t, "showarrow": False, "font": {"color": c}} for x, y, t, c in words]
+    fig.update_xaxes(range=[0, 1], visible=False)
+    fig.update_yaxes(range=[0, 1], visible=False)
+    return fig.update_layout(annotations=notes, margin={"l": 10, "r": 10, "t": 50, "b": 10})
+
+
+def _box(text: str, x: float, y: float, colour: str) -> dict[str, Any]:
+    frame = {"bordercolor": colour, "borderwidth": 2, "borderpad": 8}
+    return {"text": text, "x": x, "y": y, "showarrow": False, "font": {"color": colour, "size": 15}, **frame}
+
+
+def _arrow(start: tuple[float, float], end: tuple[float, float], colour: str) -> dict[str, Any]:
+    refs = {
+        "xref": "x",
+        "yref": "y",
+        "axref": "x",
+        "ayref": "y",
+        "showarrow": True,
+        "arrowhead": 3,
+        "arrowwidth": 2,
+        "text": "",
+    }
+    return {"x": end[0], "y": end[1], "ax": start[0], "ay": start[1], "arrowcolor": colour, **refs}
+
+
+# Checks
+
+
+def yours_against_expected(yours: Numbers, expected: Numbers) -> go.Figure:
+    """Entries of a learner's result beside the expected ones, at most 40 of each."""
+    mine, theirs = _array(yours).reshape(-1)[:40], _array(expected).reshape(-1)[:40]
+    alt = f"Yours against expected for {len(mine)} entries; the largest difference is {np.nanmax(np.abs(mine - theirs)):.3g}."
+    fig = style.figure("Yours against expected", "entry", "value", alt=alt, height=260)
+    at = np.arange(len(mine))
+    fig.add_scatter(
+        x=at, y=theirs, mode="markers", name="expected", marker={"color": style.TEACHER, "symbol": "circle-open", "size": 10}
+    )
+    fig.add_scatter(x=at, y=mine, mode="markers", name="yours", marker={"color": style.STUDENT, "symbol": "x", "size": 7})
+    return fig

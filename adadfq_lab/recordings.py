@@ -1,0 +1,345 @@
+"""Games that were played before: small files in `data_stubs/` that a notebook replays at once, and how each was made.
+
+    run_<name>.npz         150 or 300 rounds of one method at one bit width: history, and images on the way
+    population.npz         logits of P and of students of 2 to 8 bits on the same 480 generated images
+    grid.npz               the band of Fig. 4 in small: H' and accuracy for 35 pairs (lambda_l, lambda_u)
+
+`python -m adadfq_lab.recordings` records all of them again: half an hour on one core. Files are npz without pickle; what a
+recording is (teacher, method, rounds, images it was measured on) is in its `meta`.
+"""
+
+import io
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from adadfq_lab.data import ImageSet, load_data, stub_path
+from adadfq_lab.equations import Bounds, disagreement_entropy, normalized_entropy
+from adadfq_lab.errors import UserError
+from adadfq_lab.files import write_atomically
+from adadfq_lab.game import Game, Schedule
+from adadfq_lab.history import Column, History, Mark, Recorder
+from adadfq_lab.methods import make_method
+from adadfq_lab.student import Student, quantize
+from adadfq_lab.teachers import load_teacher
+
+TEACHER = "fashion_mnist_resnet20"
+SCHEDULE = Schedule(batch=16, warmup=60, observe=100, student_lr=1e-3)
+"""Of every recording. Short: G moves alone for 60 rounds, ranges are observed for 100; Q's rate is ten times the paper's."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a recorded run plays. student_lr: GDFQ's loss is steeper, and at AdaDFQ's rate here its Q dies within 30 rounds."""
+
+    method: str
+    bits: str
+    settings: dict[str, float] = field(default_factory=dict)
+    student_lr: float = SCHEDULE.student_lr
+    rounds: int = 300
+    gallery: bool = True  # keep the images of all snapshots, not of the last one only
+
+
+RUNS: dict[str, Plan] = {
+    "adadfq_3w3a": Plan("adadfq", "3w3a"),
+    "adadfq_5w5a": Plan("adadfq", "5w5a", rounds=150),
+    "gdfq_3w3a": Plan("gdfq", "3w3a", student_lr=1e-4),
+    "gdfq_5w5a": Plan("gdfq", "5w5a", student_lr=1e-4, rounds=150),
+    "adasg_3w3a": Plan("adasg", "3w3a", rounds=150, gallery=False),
+    "no_as_3w3a": Plan("adadfq", "3w3a", {"alpha_as": 0.0}, rounds=150),
+    "no_ds_3w3a": Plan("adadfq", "3w3a", {"alpha_ds": 0.0}, rounds=150),
+    "no_bal_3w3a": Plan("adadfq", "3w3a", {"beta": 0.0}, rounds=150, gallery=False),
+    "no_band_3w3a": Plan("adadfq", "3w3a", {"lower": 0.0, "upper": 1.0}, rounds=150, gallery=False),
+    "no_bns_3w3a": Plan("adadfq", "3w3a", {"gamma": 0.0}, rounds=150, gallery=False),
+}
+"""What is recorded. "no_..." are the rows of Table 3; two of them are the cases A and B of Fig. 5."""
+GRID_LOWER = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
+GRID_UPPER = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+POPULATION_BITS = (2, 3, 4, 5, 6, 8)
+IMAGES_AT = (0, 20, 60, 120, 200, 300)
+HALF = ("h_prime", "entropy")
+
+Images = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A run that was played before.
+
+    images: uint8, (S, classes, H, W): one image of each class at the rounds `image_rounds`, from the same z each time
+    meta:   how it was made, and what was measured at its end
+    """
+
+    name: str
+    history: History
+    images: Images
+    image_rounds: tuple[int, ...]
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Population:
+    """Logits of P and of several students on the same generated images, in batches of `batch` as a game sees them.
+
+    teacher_logits: (N, C); student_logits: bits -> (N, C); labels: (N,), what G was asked for
+    """
+
+    labels: NDArray[np.int64]
+    teacher_logits: Column
+    student_logits: dict[int, Column]
+    batch: int
+    meta: dict[str, Any]
+
+    def entropy(self, bits: int) -> Column:
+        """H_info of each sample for the student of `bits` bits, (N,), nats."""
+        z_p, z_q = torch.from_numpy(self.teacher_logits), torch.from_numpy(self.student_logits[bits])
+        return np.asarray(disagreement_entropy(z_p, z_q).numpy(), np.float32)
+
+    def h_prime(self, bits: int) -> Column:
+        """H' of each sample, (N,), H_min being that of its batch, as in a game."""
+        return batched_h_prime(self.entropy(bits), self.teacher_logits.shape[1], self.batch)
+
+
+def batched_h_prime(entropy: Column, classes: int, batch: int) -> Column:
+    """H' of entropies (N,) whose batches of `batch` follow one another. Eq. (3)."""
+    batches = torch.from_numpy(np.ascontiguousarray(entropy, np.float32)).split(batch)
+    return np.asarray(torch.cat([normalized_entropy(one, classes) for one in batches]).numpy(), np.float32)
+
+
+# Reading and writing
+
+
+def _write(path: Path, arrays: dict[str, Any], meta: dict[str, Any]) -> None:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays, meta=np.array(json.dumps(meta)))
+    write_atomically(path, buffer.getvalue())
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        return arrays, json.loads(str(arrays.pop("meta")))
+    except FileNotFoundError:
+        raise UserError(f"there is no recording {path.name}; recorded are {', '.join(RUNS)}") from None
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path} is not a recording: {error}") from None
+
+
+def save_recording(recording: Recording, path: Path) -> None:
+    """Writes `recording` to `path`; numbers of single samples are kept as half floats."""
+    columns = recording.history.columns.items()
+    arrays: dict[str, Any] = {f"column.{k}": v.astype(np.float16) if k in HALF else v for k, v in columns}
+    arrays |= {"images": recording.images, "image_rounds": np.array(recording.image_rounds, np.int32)}
+    marks = [[mark.round, mark.text] for mark in recording.history.marks]
+    meta = {"kind": "run", "name": recording.name, "classes": recording.history.classes, "marks": marks, **recording.meta}
+    _write(path, arrays, meta)
+
+
+def load_recording(name: str | Path) -> Recording:
+    """A recorded run: one of RUNS by name, or a file of `save_recording`. Raises UserError where there is none."""
+    path = name if isinstance(name, Path) else stub_path(f"run_{name}.npz")
+    arrays, meta = _read(path)
+    if meta.pop("kind", None) != "run":
+        raise UserError(f"{path} holds no recorded run")
+    columns = {k.removeprefix("column."): v.astype(np.float32) for k, v in arrays.items() if k.startswith("column.")}
+    marks = tuple(Mark(int(number), str(text)) for number, text in meta.pop("marks"))
+    rounds = tuple(int(number) for number in arrays["image_rounds"])
+    history = History(columns, marks, int(meta.pop("classes")))
+    return Recording(str(meta.pop("name")), history, arrays["images"], rounds, meta)
+
+
+def load_population() -> Population:
+    """The recorded population."""
+    arrays, meta = _read(stub_path("population.npz"))
+    students = {int(k.removeprefix("student.")): v.astype(np.float32) for k, v in arrays.items() if k.startswith("student.")}
+    return Population(
+        arrays["labels"].astype(np.int64), arrays["teacher"].astype(np.float32), students, int(meta["batch"]), meta
+    )
+
+
+def load_grid() -> tuple[dict[str, Any], dict[str, Any]]:
+    """(arrays, meta) of Fig. 4 in small; arrays are over (len(lower), len(upper)), NaN where lower = upper.
+
+    accuracy: top-1 on real images in percent, low and high its interval; test_loss in nats; mean_h_prime and inside of the
+    samples `h_prime` (6, 6, S) of the last rounds
+    """
+    return _read(stub_path("grid.npz"))
+
+
+# Measuring
+
+
+@torch.no_grad()
+def probe(game: Game, data: ImageSet, *, generated: int = 64) -> dict[str, float]:
+    """How good Q is now, changing nothing: on `data` and on generated images it has not been trained on.
+
+    test.accuracy: top-1 on `data`, percent; test.loss: its cross-entropy there, nats; test.agreement: share of `data` on
+    which Q says what P says; train.loss: its cross-entropy with the classes asked of G, on `generated` images of G, nats
+    """
+    with game.student.frozen():
+        logits, teacher_logits = [], []
+        for images, _ in data.batches(250):
+            x = game.teacher.normalize(images)
+            logits.append(game.student(x))
+            teacher_logits.append(game.teacher(x))
+        z_q, z_p = torch.cat(logits), torch.cat(teacher_logits)
+        labels = data.labels.to(z_q.device)
+        y = (torch.arange(generated) % game.classes).to(game.device)
+        batches = y.split(game.schedule.batch)
+        made = torch.cat([game.student(game.generate(one, seed=i)) for i, one in enumerate(batches)])
+    predicted = z_q.argmax(1)
+    return {
+        "test.accuracy": 100 * float((predicted == labels).float().mean()),
+        "test.loss": float(F.cross_entropy(z_q, labels)),
+        "test.agreement": float((predicted == z_p.argmax(1)).float().mean()),
+        "train.loss": float(F.cross_entropy(made, y)),
+    }
+
+
+def sample_images(game: Game, *, seed: int = 0) -> Images:
+    """One generated image of each class, uint8, (classes, H, W) or (classes, H, W, 3), from a batch of four of each."""
+    labels = torch.arange(game.classes).repeat(4)
+    images = game.teacher.denormalize(game.generate(labels, seed=seed))[: game.classes]
+    pixels = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).squeeze(-1)
+    return np.ascontiguousarray(pixels.cpu().numpy())
+
+
+# Recording
+
+
+def play_and_record(game: Game, rounds: int, data: ImageSet, *, evaluate_every: int = 30) -> Recording:
+    """Plays `rounds` rounds of `game`, measuring on `data` now and then."""
+    recorder = Recorder(game.classes)
+    images, at = [sample_images(game)], [0]
+    for record in game.play(rounds):
+        played = record.index + 1
+        recorder.add(record, probe(game, data) if played % evaluate_every == 0 or played == 1 else None)
+        if played in IMAGES_AT:
+            images.append(sample_images(game))
+            at.append(played)
+    return Recording("", recorder.history(), np.stack(images), tuple(at))
+
+
+def new_game(plan: Plan, *, gains_every: int = 2) -> Game:
+    """The game of a plan, on the shipped Fashion-MNIST teacher, seed 0."""
+    teacher, schedule = load_teacher(TEACHER), replace(SCHEDULE, student_lr=plan.student_lr)
+    made = make_method(plan.method, **plan.settings)
+    return Game(teacher, quantize(teacher, plan.bits), made, schedule=schedule, gains_every=gains_every)
+
+
+def record_run(name: str, folder: Path, data: ImageSet) -> Game:
+    """Plays the run `name` of RUNS and writes run_<name>.npz into `folder`; returns the game as it ended."""
+    plan, start = RUNS[name], time.time()
+    game = new_game(plan)
+    made = play_and_record(game, plan.rounds, data.take(500))
+    meta: dict[str, Any] = {"teacher": TEACHER, "method": game.method.name, "settings": plan.settings, "bits": plan.bits}
+    meta |= {"seed": 0, "rounds": plan.rounds, "student_lr": plan.student_lr}
+    meta |= {"lower": game.bounds.lower, "upper": game.bounds.upper}
+    meta |= {"probe": data.take(500).source, "final": probe(game, data), "final_on": data.source}
+    meta |= {"seconds": round(time.time() - start), "command": "python -m adadfq_lab.recordings"}
+    kept = slice(None) if plan.gallery else slice(-1, None)
+    recording = Recording(name, made.history, made.images[kept], made.image_rounds[kept], meta)
+    save_recording(recording, folder / f"run_{name}.npz")
+    return game
+
+
+@torch.no_grad()
+def record_population(game: Game, folder: Path, *, batches: int = 30) -> None:
+    """Writes population.npz: images of `game`'s generator as P and freshly quantised students of 2 to 8 bits see them."""
+    random, n = torch.Generator().manual_seed(1), game.schedule.batch
+    labels = [torch.randint(game.classes, (n,), generator=random) for _ in range(batches)]
+    images = [game.generate(y, seed=i) for i, y in enumerate(labels)]
+    arrays = {"labels": torch.cat(labels).numpy().astype(np.int8), "teacher": _half([game.teacher(x) for x in images])}
+    for bits in POPULATION_BITS:
+        student = quantize(game.teacher, f"{bits}w{bits}a")
+        _observe(student, images)
+        arrays[f"student.{bits}"] = _half([student(x) for x in images])
+    meta = {"batch": n, "teacher": TEACHER, "method": game.method.name, "rounds": game.index, "students": "untrained"}
+    _write(folder / "population.npz", arrays, meta | {"command": "python -m adadfq_lab.recordings"})
+
+
+def _half(logits: list[Tensor]) -> NDArray[np.float16]:
+    return torch.cat(logits).numpy().astype(np.float16)
+
+
+def _observe(student: Student, images: list[Tensor]) -> None:
+    student.observing = True
+    for x in images:
+        student(x)
+    student.observing = False
+
+
+def record_grid(folder: Path, data: ImageSet, *, common: int = 100, rounds: int = 40, samples: int = 320) -> None:
+    """Writes grid.npz: from one game after `common` rounds, `rounds` more under each pair of bounds, 3 bits."""
+    shape = (len(GRID_LOWER), len(GRID_UPPER))
+    names = ("accuracy", "test_loss", "agreement", "mean_h_prime", "inside", "mean_entropy")
+    arrays: dict[str, Any] = {name: np.full(shape, np.nan, np.float32) for name in names}
+    arrays["h_prime"] = np.full((*shape, samples), np.nan, np.float16)
+    start = time.time()
+    with tempfile.TemporaryDirectory() as temporary:
+        saved = Path(temporary) / "common.ckpt"
+        game = new_game(RUNS["adadfq_3w3a"], gains_every=0)
+        for _ in game.play(common):
+            pass
+        game.save(saved)
+        for i, lower in enumerate(GRID_LOWER):
+            for j, upper in enumerate(GRID_UPPER):
+                if lower >= upper:
+                    continue
+                game = Game.resume(saved)
+                game.bounds = Bounds(lower, upper)
+                _play_cell(game, rounds, data, arrays, (i, j), samples)
+                print(f"grid {lower} {upper}: {arrays['accuracy'][i, j]:.1f} %", file=sys.stderr, flush=True)
+    arrays |= {"lower": np.array(GRID_LOWER, np.float32), "upper": np.array(GRID_UPPER, np.float32)}
+    meta: dict[str, Any] = {
+        "teacher": TEACHER,
+        "bits": "3w3a",
+        "common": common,
+        "rounds": rounds,
+        "seed": 0,
+        "measured_on": data.source,
+    }
+    meta |= {"seconds": round(time.time() - start), "command": "python -m adadfq_lab.recordings"}
+    _write(folder / "grid.npz", arrays, meta)
+
+
+def _play_cell(game: Game, rounds: int, data: ImageSet, arrays: dict[str, Any], at: tuple[int, int], samples: int) -> None:
+    recorder = Recorder(game.classes)
+    for record in game.play(rounds):
+        recorder.add(record)
+    h_prime = recorder.history().last_samples(samples)[-samples:]
+    measured = probe(game, data)
+    arrays["accuracy"][at], arrays["test_loss"][at] = measured["test.accuracy"], measured["test.loss"]
+    arrays["agreement"][at] = measured["test.agreement"]
+    arrays["h_prime"][at], arrays["mean_h_prime"][at] = h_prime, h_prime.mean()
+    arrays["inside"][at] = ((h_prime > game.bounds.lower) & (h_prime < game.bounds.upper)).mean()
+    arrays["mean_entropy"][at] = recorder.history()["entropy"][-samples // game.schedule.batch :].mean()
+
+
+def main(wanted: Sequence[str]) -> None:
+    """Records what is named (names of RUNS, "population", "grid"), or everything, into `data_stubs/`."""
+    folder, data = stub_path(f"{TEACHER}.safetensors").parent, load_data("fashion_mnist").take(2000)
+    for name in wanted or [*RUNS, "grid"]:
+        if name == "grid":
+            record_grid(folder, data.take(1000))
+            continue
+        game = record_run(name, folder, data)
+        if name == "adadfq_3w3a":
+            record_population(game, folder)
+        print(f"{name}: {probe(game, data)}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

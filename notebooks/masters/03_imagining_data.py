@@ -1,0 +1,300 @@
+# %% [markdown] tags=["title"]
+# # 03 · Imagining data
+# Q lost accuracy to rounding, and the training data are gone. What is left of them is inside P: its weights, and in each
+# batch norm the mean and variance of what passed through. This notebook turns that memory into images and trains Q on them:
+# GDFQ, the method that the paper starts from.
+#
+# **Objectives.** You will be able to compute L_BNS of Eq. (11); to say how a label enters the generator; to write GDFQ's loss
+# and run it; and to say what the images show and what they need not show.
+#
+# **Prerequisites.** Batch normalisation; notebook 02 for Q.
+#
+# **Minutes.** 1 What P remembers: 13 · 2 The generator: 9 · 3 GDFQ: 12 · 4 Without the memory: 7 · 5 Real and imagined: 5
+#
+# | symbol | in code | what it is | source |
+# |---|---|---|---|
+# | G, z, y | `game.generator`, `z`, `y` | generator, noise (N, 100), class asked for (N,) | Def. 1 |
+# | x = G(z given y) | `game.generate(y)` | generated images, normalised, (N, 1, 28, 28) | Def. 1 |
+# | μ_m, σ_m | `running_mean`, `running_var` | what batch norm m of P remembers; σ is the *variance* | Eq. (11) |
+# | μ_m^g, σ_m^g | `mean`, `var` | the same of the generated batch | Eq. (11) |
+# | L_BNS | `lab.loss_bns(statistics)` | how far apart they are | Eq. (11) |
+# | L_CE | `F.cross_entropy(z_p, y)` | P does not see the class asked for | GDFQ |
+
+# %% tags=["setup"]
+
+# %% [markdown]
+# ## 1 · What P remembers (13 minutes)
+# While P was trained, each of its 21 batch norms kept a running mean and variance of its input, for every channel. They were
+# meant for inference. They are also a summary of the training data, seen from 21 depths.
+#
+# ### Exercise 1 ●○○ (3 minutes): the statistics of a batch
+# For `u` of shape (N, C, H, W), return mean and variance of each channel, both (C,). The variance is the biased one: divided by
+# N·H·W, which is what a batch norm uses.
+
+# %% tags=["stub"]
+def channel_statistics(u):
+    """(mean, variance) of each channel of u (N, C, H, W), both of shape (C,)."""
+    dims = ...
+    raise NotImplementedError("average over samples, rows and columns")
+
+
+# %% tags=["solution"]
+def channel_statistics(u):
+    """(mean, variance) of each channel of u (N, C, H, W), both of shape (C,)."""
+    dims = (0, 2, 3)
+    return u.mean(dim=dims), u.var(dim=dims, unbiased=False)
+
+
+# %%
+lab.check.channel_statistics(channel_statistics)
+
+# %% [markdown]
+# Compare that with what a batch norm remembers. By hand, for the first one, on real images:
+
+# %%
+import dataclasses
+
+import torch
+import torch.nn.functional as F
+
+P = lab.load_teacher("fashion_mnist_resnet20")
+data = lab.load_data("fashion_mnist", stub=True).take(64 if lab.fast() else 500)
+real = P.normalize(data.images)
+with torch.no_grad():
+    u = P.network.conv1(real)
+mean, memory = u.mean(dim=(0, 2, 3)), P.network.bn1.running_mean
+print("seen      ", [f"{v:+.2f}" for v in mean[:6].tolist()])
+print("remembered", [f"{v:+.2f}" for v in memory[:6].tolist()])
+
+# %% [markdown]
+# The test images were not in the training set, and still P finds in them, channel by channel, what it remembers. The paper
+# makes that a loss, to be summed over all M batch norms:
+#
+# $$\mathcal{L}_{BNS} = \sum_{m=1}^M \left(\|\mu_m^g - \mu_m\|_2^2 + \|\sigma_m^g - \sigma_m\|_2^2\right) \tag{11}$$
+#
+# The released code takes means instead of both sums: over a layer's channels, then over layers. That is another weight for each
+# layer and a far smaller number; this package follows the code unless you ask for `fidelity_="paper"`.
+#
+# ### Exercise 2 ●●○ (5 minutes): L_BNS, the mean form
+# `statistics` is a list, one entry for each batch norm, with `.mean`, `.var`, `.running_mean` and `.running_var`, all (c,).
+# In each layer average the squared differences over channels, for mean and variance; add the two; then average over layers.
+
+
+# %% tags=["stub"]
+def loss_bns(statistics):
+    """Mean over layers of mean squared differences of means and of variances, 0-dim. Eq. (11), as released."""
+    layers = [... for s in statistics]
+    raise NotImplementedError("squared differences, averaged over channels, then over layers")
+
+
+# %% tags=["solution"]
+def loss_bns(statistics):
+    """Mean over layers of mean squared differences of means and of variances, 0-dim. Eq. (11), as released."""
+    means = [(s.mean - s.running_mean).square().mean() for s in statistics]
+    variances = [(s.var - s.running_var).square().mean() for s in statistics]
+    return (torch.stack(means) + torch.stack(variances)).mean()
+
+
+# %%
+lab.check.loss_bns(loss_bns)
+
+# %% [markdown]
+# `WithStatistics` is P that also returns these statistics. How much further than real images is noise from P's memory?
+
+# %%
+watched = lab.WithStatistics(P)
+
+
+@torch.no_grad()
+def bns(x):
+    """L_BNS of each batch norm on the images x, a list of 21."""
+    return [float(lab.loss_bns([layer])) for layer in watched(x)[1]]
+
+
+noise = torch.randn(real.shape, generator=torch.Generator().manual_seed(0))
+distances = {"real images": bns(real), "noise": bns(noise)}
+lab.show(lab.figures.bns_by_layer(distances))
+
+# %% [markdown]
+# *Read it:* noise with the right mean and variance in every *pixel* is far from P's memory in every layer, by orders of
+# magnitude, because P's filters look at neighbouring pixels. Real images lie close in all of them. The gap is a gradient
+# waiting to be used.
+
+# %% [markdown]
+# ## 2 · The generator (9 minutes)
+# G maps noise z and a label y to an image. The label enters by multiplication: each class has a learned vector as long as z,
+# and z is multiplied by the vector of the class asked for.
+#
+# ### Exercise 3 ●○○ (3 minutes): how the label enters
+# `table` has one row for each class. Return z times the row of its label, for each sample.
+
+
+# %% tags=["stub"]
+def conditioned(z, y, table):
+    """z (N, latent) times row y[i] of table (classes, latent) for sample i, shape (N, latent)."""
+    rows = ...
+    raise NotImplementedError("look up a row for each label, then multiply")
+
+
+# %% tags=["solution"]
+def conditioned(z, y, table):
+    """z (N, latent) times row y[i] of table (classes, latent) for sample i, shape (N, latent)."""
+    return z * table[y]
+
+
+# %%
+lab.check.conditioned(conditioned)
+
+# %% [markdown]
+# The rest of G are a linear layer, two upsamplings and three convolutions; a last batch norm gives each batch of images mean
+# 0 and variance 1. Here is the whole game of notebook 00 with the method GDFQ, not yet played, and what its G imagines.
+
+# %%
+schedule = lab.Schedule(batch=16, warmup=60, observe=100, student_lr=1e-3)
+game = lab.Game(P, lab.quantize(P, "3w3a"), lab.gdfq(), seed=0, schedule=schedule)
+asked = torch.arange(10).repeat(4)  # G normalises over its batch: always ask for a mixed one
+
+
+def imagine(game):
+    """One image of each class as G makes it now, pixels in [0, 1], (10, 1, 28, 28)."""
+    return P.denormalize(game.generate(asked))[:10]
+
+
+with torch.no_grad():
+    said = P(game.generate(asked)).argmax(dim=1)
+print(
+    f"{sum(p.numel() for p in game.generator.parameters()):,} parameters; P sees the class asked for in "
+    f"{100 * (said == asked).float().mean():.0f} % of the images"
+)
+
+# %% [markdown]
+# ## 3 · GDFQ (12 minutes)
+# *Generative low-bitwidth data-free quantization* (ECCV 2020) asks two things of G: P shall see the class y in the image, and
+# find its own statistics in the batch.
+#
+# $$\mathcal{L}_G = \mathcal{H}_{CE}(z_p, y) + 0.1\,\mathcal{L}_{BNS}$$
+#
+# Q learns from the images by their labels and by P's logits. Note who is missing: **G's loss does not contain Q.** G makes
+# the same images for a 3-bit student as for an 8-bit one. That is what the paper sets out to change.
+#
+# ### Exercise 4 ●○○ (2 minutes): what G minimises
+# `z_p` are P's logits (N, C), `y` the classes asked for, `bns` is L_BNS, already computed.
+
+
+# %% tags=["stub"]
+def gdfq_loss(z_p, y, bns):
+    """Cross-entropy of P's logits with the class asked for, plus 0.1 L_BNS; 0-dim."""
+    label = ...
+    raise NotImplementedError("F.cross_entropy takes logits and classes")
+
+
+# %% tags=["solution"]
+def gdfq_loss(z_p, y, bns):
+    """Cross-entropy of P's logits with the class asked for, plus 0.1 L_BNS; 0-dim."""
+    return F.cross_entropy(z_p, y) + 0.1 * bns
+
+
+# %%
+lab.check.gdfq_loss(gdfq_loss)
+
+# %% [markdown]
+# Now play. In the first 60 rounds only G learns; then Q joins. We keep an image of each class on the way.
+
+# %%
+stops = (0, 2, 4, 6) if lab.fast() else (0, 20, 60, 150)
+records, album = [], []
+for start, stop in zip((0, *stops), stops, strict=False):
+    records += game.play(stop - start)
+    album.append(imagine(game))
+names = [name.split("/")[0] for name in data.classes]
+rounds = [str(stop) for stop in stops]
+lab.show(lab.figures.image_grid(torch.cat(album), names, rows=rounds, title="G learns", x="class asked for", y="round"))
+
+# %% [markdown]
+# *Read it:* from grey noise to shapes with a class in them. Trousers become upright, shoes flat, bags square. Nobody showed G a
+# picture: this is what P's weights and 21 pairs of statistics remember.
+
+# %%
+lab.show(lab.figures.loss_curves(records, title="GDFQ's loss terms"))
+
+# %% [markdown]
+# *Read it:* G's label term and its BN term both fall, the latter slowly; Q's terms begin when Q does, after the warm-up.
+
+# %%
+before = lab.quantize(P, "3w3a")
+with torch.no_grad():
+    before(game.generate(asked))  # ranges from generated images: no real one is touched
+for name, network in (("P", P), ("Q, only rounded", before), ("Q after GDFQ", game.student)):
+    print(f"{name:16} {lab.accuracy(network, data, P.normalize)}")
+
+# %% [markdown]
+# A short run, and a short learning rate schedule: what matters here is that *Q learned from images that never existed*, and
+# that the real ones served for nothing but this measurement.
+
+# %% [markdown]
+# ## 4 · Without the memory (7 minutes)
+# What does L_BNS do? Take it away. A method is a record of functions, so a new one is a line: the same, with another loss of G.
+
+
+# %%
+def label_only(r):
+    """GDFQ's loss of G without L_BNS."""
+    return {"label": F.cross_entropy(r.teacher_logits, r.labels)}
+
+
+forgetful = dataclasses.replace(lab.gdfq(), name="GDFQ without L_BNS", generator_loss=label_only)
+other = lab.Game(P, lab.quantize(P, "3w3a"), forgetful, seed=0, schedule=schedule)
+for _ in other.play(stops[-1]):
+    pass
+pair = torch.cat([imagine(game), imagine(other)])
+titles = {"title": "With and without memory", "x": "class asked for", "y": "G's loss"}
+lab.show(lab.figures.image_grid(pair, names, rows=["CE + BNS", "CE only"], **titles))
+
+# %% [markdown]
+# *Read it:* without L_BNS the images still convince P of their class, but they look like nothing: patterns that push the right
+# logits. Being recognised is easy; being *typical* is not.
+
+# %%
+for name, one in (("CE + BNS", game), ("CE only", other)):
+    x = one.generate(asked)
+    with torch.no_grad():
+        share = (P(x).argmax(dim=1) == asked).float().mean()
+    distances[name] = bns(x)
+    print(f"{name:9} P sees the class asked for in {100 * share:.0f} %; L_BNS {sum(distances[name]) / 21:.3f}")
+lab.show(lab.figures.bns_by_layer(distances))
+
+# %% [markdown]
+# *Read it:* with L_BNS the generated batch lies between noise and real images in most layers; without it, about where noise is.
+# In the paper's Table 3 leaving L_BNS out costs 17 points at 3 bits, more than any other part: 38.10 % against 20.99 %.
+
+# %% [markdown]
+# ## 5 · Real and imagined (5 minutes)
+# The first real image of each class beside what G imagines.
+
+# %%
+first = torch.stack([data.images[int((data.labels == c).nonzero()[0])] for c in range(10)]).float() / 255
+titles = {"title": "Real and imagined", "x": "class", "y": "images"}
+lab.show(lab.figures.image_grid(torch.cat([first, imagine(game)]), names, rows=["real", "imagined"], **titles))
+
+# %% [markdown]
+# *Read it:* nobody would sell these clothes. They need not be beautiful: they need to make P and Q produce the logits Q must
+# learn. Which of them *this* Q should learn from, GDFQ does not ask. The next notebook does.
+
+# %% [markdown]
+# ## Quiz
+# Open an answer to see whether it is right, and why.
+
+# %%
+lab.quiz("03")
+
+# %%
+lab.progress()
+
+# %% [markdown]
+# ## What you can now do
+# - Compute L_BNS of a batch, in the paper's form and the released one, and say what each sums or averages.
+# - Say how a class enters the generator, and why to ask for mixed batches.
+# - Write and run GDFQ, change its loss in a line, and say what G's loss does not contain.
+# - Judge generated images by what they do to P and Q rather than by their looks.
+#
+# Next: 04 · The zero-sum game, in which Q gets a say in what is generated.

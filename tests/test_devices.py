@@ -1,0 +1,175 @@
+"""Other devices without one at hand: `meta` refuses host synchronisation and stray CPU tensors, fake tensors know of CUDA."""
+
+import math
+
+import pytest
+import torch
+from tiny_games import BATCH, CLASSES, OBSERVE, SHAPE, state, tiny_game, tiny_teacher, with_term
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+from adadfq_lab.equations import Bounds
+from adadfq_lab.errors import UserError
+from adadfq_lab.fidelity import FIDELITY
+from adadfq_lab.generators import conditional_generator
+from adadfq_lab.methods import METHODS, Round, adadfq, make_method
+from adadfq_lab.runs import observe_noise, pick_device
+from adadfq_lab.statistics import WithStatistics
+from adadfq_lab.student import quantize
+from adadfq_lab.teachers import normalize
+
+
+@pytest.mark.parametrize("gains_every", [0, 1])
+@pytest.mark.parametrize("name", METHODS)
+def test_a_round_never_waits_for_the_device_and_leaves_nothing_on_the_host(name, gains_every):
+    """Warm-up, observation and play on `meta`: both players' steps and the record, without reading a single value."""
+    game = tiny_game(make_method(name), device="meta", gains_every=gains_every)
+    for record in game.play(OBSERVE + 1):
+        kept = [record.entropy, record.h_prime, record.agreement, *record.terms.values()]
+        kept += [gain for gain in (record.gain_g, record.gain_q) if gain is not None]
+        assert {tensor.device.type for tensor in kept} == {"meta"}
+        assert record.entropy.shape == record.h_prime.shape == (BATCH,)
+    stay = {"index", "random"} | {n for n in state(game) if n.endswith(".step")}
+    assert {tensor.device.type for n, tensor in state(game).items() if n not in stay} == {"meta"}
+    assert game.generate(torch.arange(CLASSES)).device.type == "meta"
+
+
+def item(r: Round) -> Tensor:
+    return r.images.mean() * float(r.teacher_logits.mean())
+
+
+def stray(r: Round) -> Tensor:
+    return (r.teacher_logits * torch.ones(CLASSES)).mean()
+
+
+def branch(r: Round) -> Tensor:
+    return r.images.mean() if r.teacher_logits.mean() > 0 else -r.images.mean()
+
+
+@pytest.mark.parametrize("mistake", [item, stray, branch])
+def test_meta_catches_what_it_is_meant_to(mistake):
+    """A loss that reads a value, brings a tensor from the host or branches on a number does not play there."""
+    game = tiny_game(with_term(adadfq(), "generator", mistake), device="meta")
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        game.round()
+
+
+def test_draws_are_made_on_the_host():
+    """z and y are the same numbers whatever the device: the game on `meta` advances the same generator."""
+    games = [tiny_game(device=device, seed=5) for device in ("cpu", "meta")]
+    for game in games:
+        game.round()
+    assert torch.equal(games[0].random.get_state(), games[1].random.get_state())
+
+
+class Card:
+    """A CUDA device that does not exist: within it shapes, types and devices of tensors are real, and values are not."""
+
+    def __init__(self) -> None:
+        self.mode = FakeTensorMode()
+
+    def take(self, tensor: Tensor) -> Tensor:
+        fake = self.mode.from_tensor(tensor.detach())
+        with self.mode:
+            return fake.to("cuda")
+
+    def take_module(self, module: nn.Module) -> nn.Module:
+        """`module` with its parameters and buffers on the card; `.to` does not know how to swap fake ones in."""
+        for m in module.modules():
+            for name, parameter in m.named_parameters(recurse=False):
+                m._parameters[name] = nn.Parameter(self.take(parameter), parameter.requires_grad)
+            for name, buffer in m.named_buffers(recurse=False):
+                m._buffers[name] = self.take(buffer)
+        return module
+
+
+def on_card(*tensors: Tensor) -> bool:
+    return all(isinstance(t, FakeTensor) and t.device.type == "cuda" for t in tensors)
+
+
+@pytest.mark.parametrize("fidelity", FIDELITY)
+@pytest.mark.parametrize("name", METHODS)
+def test_the_players_and_their_losses_run_on_a_card(name, fidelity):
+    """z, y -> G -> P with statistics and Q while it observes -> every term: all of it stays on the card."""
+    card, f, method = Card(), FIDELITY[fidelity], make_method(name)
+    teacher = tiny_teacher()
+    student = quantize(teacher, "3w3a", ste=f.ste, rule=f.observer, zero_point=f.zero_point, every_input=True)
+    generator = card.take_module(conditional_generator(CLASSES, SHAPE, eps=f.generator_bn_eps))
+    observed, student = card.take_module(WithStatistics(teacher)), card.take_module(student)
+    with card.mode:
+        y = card.take(torch.arange(BATCH))
+        x = generator(card.take(torch.ones(BATCH, generator.latent)), y)
+        z_p, statistics = observed(x)
+        assert student.observing
+        z_q = student(x)
+        assert z_p.shape == z_q.shape == (BATCH, CLASSES)
+        r = Round(0, x, y, z_p, z_q, statistics, Bounds(), f)
+        terms = [*method.generator_loss(r).values(), *method.student_loss(r).values()]
+        assert on_card(x, z_p, z_q, r.entropy, r.h_prime, *terms)
+        assert all(on_card(a.range.low, a.range.high) for a in student.activations().values())
+
+
+def test_noise_and_images_reach_the_card():
+    """Plain quantization and normalisation follow the student's and the teacher's device."""
+    card = Card()
+    student, teacher = card.take_module(quantize(tiny_teacher(), "3w3a")), card.take_module(tiny_teacher())
+    with card.mode:
+        observe_noise(student, SHAPE, batches=2, batch=2)
+        assert all(on_card(a.range.high) for a in student.activations().values())
+        x = normalize(torch.zeros(2, *SHAPE, dtype=torch.uint8), teacher.mean, teacher.std)
+        assert on_card(x, student(x), teacher(x), teacher.denormalize(x))
+
+
+def test_the_card_that_does_not_exist_refuses_tensors_of_the_host():
+    """A mistake would be noticed: labels left behind do not index there, nor do two devices add up."""
+    card = Card()
+    generator = card.take_module(conditional_generator(CLASSES, SHAPE))
+    with card.mode, pytest.raises(RuntimeError, match="device"):
+        generator(torch.ones(BATCH, generator.latent), torch.arange(BATCH))
+
+
+# Choosing one
+
+
+def test_auto_takes_a_card_where_there_is_one(monkeypatch):
+    """`auto` is cuda or cpu, by what torch can use."""
+    for there, device in {True: "cuda", False: "cpu"}.items():
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        assert pick_device("auto") == torch.device(device)
+    assert pick_device("cpu") == torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("cuda", "no CUDA device that torch can use; leave out --device, or use --device cpu"),
+        ("cuda:1", "no CUDA device that torch can use"),
+        ("abacus", "'abacus' is no device; use auto, cpu or cuda"),
+        ("", "'' is no device"),
+        ("mps", "torch cannot compute on 'mps' here; leave out --device"),
+        ("meta", "torch cannot compute on 'meta' here"),
+    ],
+)
+def test_a_device_that_is_not_there_is_refused(name, what, monkeypatch):
+    """In one line that says what else to ask for."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    if name == "mps" and torch.backends.mps.is_available():
+        pytest.skip("this machine has that device")
+    with pytest.raises(UserError, match=what) as caught:
+        pick_device(name)
+    assert "\n" not in str(caught.value)
+
+
+# With one at hand
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bf16"])
+@pytest.mark.parametrize("name", METHODS)
+def test_a_round_on_a_card_is_the_round_on_the_host(name, precision):
+    """From the same seed the first round has the same images up to rounding, hence the same losses of P on them."""
+    host, card = tiny_game(make_method(name)), tiny_game(make_method(name), device="cuda", precision=precision)
+    a, b = host.round(), card.round()
+    assert float(b.terms["generator.bns"]) == pytest.approx(float(a.terms["generator.bns"]), rel=0.05)
+    for record in card.play(OBSERVE):
+        assert all(math.isfinite(float(term)) for term in record.terms.values())

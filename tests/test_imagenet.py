@@ -1,0 +1,197 @@
+"""ImageNet folders: lazily decoded, as the networks' authors evaluate, and in an order whose beginning is a fair sample."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torchvision import models
+
+from adadfq_lab.cli import main
+from adadfq_lab.data import ImageSet, load_data
+from adadfq_lab.errors import UserError
+from adadfq_lab.evaluation import accuracy
+from adadfq_lab.imagenet import decode
+from adadfq_lab.teachers import normalize
+
+COLOURS = {"blue": (10, 20, 240), "green": (20, 230, 10), "red": (250, 0, 30)}
+
+
+def write(path: Path, pixels: np.ndarray, mode: str = "RGB") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).convert(mode).save(path)
+
+
+@pytest.fixture
+def tree(tmp_path) -> Path:
+    """A folder of three classes, images of one colour: two blue, one green, three red; and things that are no images."""
+    for colour, count in (("blue", 2), ("green", 1), ("red", 3)):
+        for i in range(count):
+            pixels = np.full((30 + i, 40, 3), COLOURS[colour], np.uint8)
+            write(tmp_path / "val" / colour / f"{i}.{('png', 'JPEG', 'jpg')[i]}", pixels)
+    (tmp_path / "val" / "red" / "notes.txt").write_text("no image")
+    (tmp_path / "val" / "red" / "._0.png").write_bytes(b"what macOS leaves")
+    (tmp_path / "val" / ".cache").mkdir()
+    return tmp_path / "val"
+
+
+def test_an_image_of_the_right_height_is_its_own_centre(tmp_path, generator):
+    """Where the shorter side is 256 already, decode cuts rows 16 to 239 and the middle 224 columns, and changes no pixel."""
+    pixels = torch.randint(0, 256, (256, 448, 3), generator=generator, dtype=torch.uint8)
+    write(tmp_path / "a.png", pixels.numpy())
+    assert torch.equal(decode(tmp_path / "a.png"), pixels[16:240, 112:336].permute(2, 0, 1))
+    write(tmp_path / "b.png", pixels.transpose(0, 1).numpy())
+    assert torch.equal(decode(tmp_path / "b.png"), pixels[16:240, 112:336].permute(2, 1, 0))
+
+
+@pytest.mark.parametrize(("height", "width"), [(300, 500), (500, 375), (100, 90), (256, 256)])
+def test_decode_and_normalize_are_torchvisions_evaluation(height, width, tmp_path, generator):
+    """decode, then the teacher's normalisation, is the transform that torchvision's weights were measured with."""
+    pixels = torch.randint(0, 256, (height // 10, width // 10, 3), generator=generator, dtype=torch.uint8)
+    image = Image.fromarray(pixels.numpy()).resize((width, height))
+    image.save(tmp_path / "a.png")
+    preset = models.ResNet18_Weights.IMAGENET1K_V1.transforms()
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (preset.mean, preset.std))
+    torch.testing.assert_close(normalize(decode(tmp_path / "a.png")[None], mean, std)[0], preset(image))
+
+
+@pytest.mark.parametrize(("mode", "suffix"), [("L", "png"), ("CMYK", "jpg"), ("P", "png"), ("RGBA", "png")])
+def test_every_mode_becomes_rgb(mode, suffix, tmp_path):
+    """Grey, CMYK, palette and transparent files, all of which ImageNet or its users have, give three channels."""
+    write(tmp_path / f"a.{suffix}", np.full((30, 30, 3), 204, np.uint8), mode)
+    pixels = decode(tmp_path / f"a.{suffix}")
+    assert (pixels.shape, pixels.dtype) == ((3, 224, 224), torch.uint8)
+    assert (pixels.int() - 204).abs().max() <= 2
+
+
+def test_a_folder_is_a_set_of_images(tree):
+    """Classes in alphabetical order; the classes take turns, so the first images of a tree are one of each."""
+    data = load_data(str(tree))
+    assert isinstance(data, ImageSet)
+    assert (data.name, data.split, data.classes, len(data)) == ("val", "test", ("blue", "green", "red"), 6)
+    assert data.source == "6 images of 3 classes in the folder val"
+    assert data.labels.tolist() == [0, 1, 2, 0, 2, 2]
+    assert [str(path.relative_to(tree)) for path in data.paths] == [
+        "blue/0.png",
+        "green/0.png",
+        "red/0.png",
+        "blue/1.JPEG",
+        "red/1.JPEG",
+        "red/2.jpg",
+    ]
+
+
+@pytest.mark.parametrize("size", [1, 4, 6, 100])
+def test_batches_are_the_decoded_files_in_order(size, tree):
+    """Together the batches of any size are decode(path) and label of every image, once each, in the order of the set."""
+    data = load_data(str(tree))
+    images, labels = zip(*data.batches(size), strict=True)
+    assert [len(batch) for batch in labels] == [len(part) for part in torch.arange(6).split(size)]
+    assert torch.equal(torch.cat(images), torch.stack([decode(path) for path in data.paths]))
+    assert torch.equal(torch.cat(labels), data.labels)
+
+
+def test_nothing_is_decoded_before_its_batch_is_asked_for(tree):
+    """The pixels take no memory, `images` tells their shape only, and a damaged file is an error of its own batch, by name."""
+    (tree / "red" / "1.JPEG").write_bytes(b"\xff\xd8 cut off")
+    data = load_data(str(tree))
+    assert (data.images.shape, data.images.dtype, data.images.device.type) == ((6, 3, 224, 224), torch.uint8, "meta")
+    batches = data.batches(3)
+    assert next(batches)[0].shape == (3, 3, 224, 224)
+    with pytest.raises(
+        UserError, match=rf"^{re.escape(str(tree))}/red/1.JPEG cannot be read as an image .*; mend or remove it$"
+    ):
+        next(batches)
+
+
+def test_take_keeps_the_first(tree):
+    """The first count samples, and a source that says so; all of them for None or a larger count."""
+    data = load_data(str(tree))
+    few = data.take(4)
+    assert (len(few), few.paths, few.labels.tolist()) == (4, data.paths[:4], [0, 1, 2, 0])
+    assert few.source == "first 4 of 6 images of 3 classes in the folder val"
+    assert few.images.shape == (4, 3, 224, 224)
+    assert torch.equal(torch.cat([x for x, _ in few.batches(3)]), next(data.batches(4))[0])
+    assert data.take(None) is data.take(6) is data
+
+
+class Brightest(nn.Module):
+    """Says blue, green or red by the strongest channel, red being channel 0; notes the sizes of its batches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.sizes.append(len(x))
+        return x.mean((2, 3)).flip(1)
+
+
+def test_accuracy_is_measured_on_a_folder(tree):
+    """A network that tells the colours apart has 100 %; one file in the wrong folder costs a sixth."""
+    measured = accuracy(Brightest(), load_data(str(tree)), lambda images: images.float())
+    assert (measured.top1, measured.images) == (100, 6)
+    write(tree / "red" / "2.jpg", np.full((30, 30, 3), COLOURS["green"], np.uint8))
+    assert accuracy(Brightest(), load_data(str(tree)), lambda images: images.float()).top1 == pytest.approx(100 * 5 / 6)
+
+
+def test_large_images_come_in_small_batches(tree):
+    """Unless asked otherwise, 2^20 pixels a channel at most and 500 images: 20 of 224 x 224, 500 of 32 x 32."""
+    for i in range(25):
+        write(tree / "green" / f"more{i}.png", np.full((8, 8, 3), COLOURS["green"], np.uint8))
+    large = Brightest()
+    accuracy(large, load_data(str(tree)), lambda images: images.float())
+    assert large.sizes == [20, 11]
+    images = torch.zeros(600, 3, 32, 32, dtype=torch.uint8)
+    small = Brightest()
+    accuracy(small, ImageSet("a", "test", images, torch.zeros(600), ("b", "g", "r"), "zeros"), lambda images: images.float())
+    assert small.sizes == [500, 100]
+
+
+def test_imagenet_is_found_where_adadfq_data_says(tree, monkeypatch):
+    """ADADFQ_DATA/imagenet/val, in ImageNet's order and names where the folders are the 1,000 WordNet ids."""
+    root = tree.parent / "imagenet"
+    for i in range(1000):
+        (root / "val" / f"n{i:08d}").mkdir(parents=True)
+        (root / "val" / f"n{i:08d}" / "only.JPEG").touch()
+    monkeypatch.setenv("ADADFQ_DATA", str(root.parent))
+    data = load_data("imagenet")
+    assert (data.name, len(data), len(data.classes)) == ("imagenet", 1000, 1000)
+    assert (data.classes[0], data.classes[1], data.classes[999]) == ("tench", "goldfish", "toilet tissue")
+    assert data.labels.tolist() == list(range(1000))
+    assert data.source == "1,000 of 50,000 imagenet validation images"
+    (root / "val" / "n00000999").rename(root / "val" / "other")
+    assert load_data("imagenet").classes[-1] == "other"
+
+
+def test_a_place_without_imagenet_is_one_line_that_says_what_to_do(monkeypatch, tmp_path, capsys):
+    """Without ADADFQ_DATA, and with one that holds no imagenet/val, adadfq exits with 2 and one line."""
+    for value in ("", str(tmp_path)):
+        monkeypatch.setenv("ADADFQ_DATA", value)
+        with pytest.raises(SystemExit) as exit_:
+            main(["evaluate", "fashion_mnist_resnet20", "--data", "imagenet"])
+        assert exit_.value.code == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("adadfq: ImageNet is not on this machine; put its validation images, one folder a class, into")
+
+
+def test_trees_that_are_none_are_refused(tree, tmp_path):
+    """No such folder, a flat folder of images, and a class without images: each names the place and the remedy."""
+    with pytest.raises(UserError, match=r"^cannot read .*absent \(No such file or directory\); give a folder"):
+        load_data(str(tmp_path / "absent"))
+    with pytest.raises(UserError, match=r"^.*red holds no folders; sort its images into one folder a class$"):
+        load_data(str(tree / "red"))
+    (tree / "yellow").mkdir()
+    with pytest.raises(UserError, match=r"^.*yellow holds no images \(.jpeg, .jpg, .png\); fill it or remove it$"):
+        load_data(str(tree))
+
+
+def test_imagenet_is_neither_trained_on_nor_shipped(tree):
+    """The training split and the stub of a folder are refused in one line."""
+    with pytest.raises(UserError, match=r"to measure on .*train-teacher takes fashion_mnist"):
+        load_data("imagenet", "train")
+    with pytest.raises(UserError, match=r"is shipped; leave out --stub"):
+        load_data(str(tree), stub=True)

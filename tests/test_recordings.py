@@ -1,0 +1,130 @@
+"""Recorded games: what is written is read back, what is shipped is complete and small."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from games_for_tests import tiny_game, tiny_images
+
+from adadfq_lab import recordings
+from adadfq_lab.data import stub_path
+from adadfq_lab.equations import disagreement_entropy, normalized_entropy
+from adadfq_lab.errors import UserError
+from adadfq_lab.recordings import RUNS, Recording, load_grid, load_population, load_recording, play_and_record, probe
+
+SHIPPED = [f"run_{name}.npz" for name in RUNS] + ["population.npz", "grid.npz"]
+
+
+def test_the_shipped_recordings_are_all_there_and_below_500_kb():
+    """Every file the course replays is in data_stubs/, half a megabyte together, readable without pickle."""
+    sizes = []
+    for name in SHIPPED:
+        path = stub_path(name)
+        assert path.exists(), name
+        sizes.append(path.stat().st_size)
+        with np.load(path, allow_pickle=False) as file:
+            assert all(file[key].dtype != object for key in file.files)
+    assert sum(sizes) < 500_000
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_shipped_run_is_whole(name):
+    """As many rounds as planned, H' in [0, 1] with a 0 in each batch, measurements, images, and how it was made."""
+    one, plan = load_recording(name), RUNS[name]
+    history = one.history
+    assert len(history) == plan.rounds == one.meta["rounds"]
+    assert one.meta["bits"] == plan.bits
+    assert one.meta["settings"] == plan.settings
+    assert one.meta["student_lr"] == plan.student_lr
+    h_prime = history["h_prime"]
+    assert h_prime.min() == 0
+    assert h_prime.max() <= 1
+    assert (h_prime.min(1) == 0).all()
+    assert (history["entropy"] <= math.log(10) + 1e-3).all()
+    assert np.isfinite(history["test.accuracy"]).sum() >= 5
+    assert one.images.shape[1:] == (10, 28, 28)
+    assert (
+        len(one.image_rounds)
+        == len(one.images)
+        == (len([at for at in recordings.IMAGES_AT if at <= plan.rounds]) if plan.gallery else 1)
+    )
+
+
+def test_the_population_is_what_a_game_sees():
+    """H' of the population, batch by batch, is Eq. (3) of its logits; more bits agree more with P."""
+    people = load_population()
+    z_p, z_q = (torch.from_numpy(logits[:16]) for logits in (people.teacher_logits, people.student_logits[3]))
+    expected = normalized_entropy(disagreement_entropy(z_p, z_q), 10)
+    assert np.allclose(people.h_prime(3)[:16], expected.numpy(), atol=1e-6)
+    means = [people.entropy(bits).mean() for bits in sorted(people.student_logits)]
+    assert means == sorted(means)
+
+
+def test_the_grid_covers_fig_4():
+    """35 of the 36 pairs of the paper's grid, all but λ_l = λ_u, are measured; the shares inside are those of the samples."""
+    grid, meta = load_grid()
+    lower, upper = np.meshgrid(grid["lower"], grid["upper"], indexing="ij")
+    known = np.isfinite(grid["accuracy"])
+    assert (known == (lower < upper)).all()
+    assert known.sum() == 35
+    h = grid["h_prime"].astype(np.float64)
+    inside = ((h > lower[..., None]) & (h < upper[..., None])).mean(-1)
+    assert np.allclose(inside[known], grid["inside"][known], atol=0.02)  # samples are stored as half floats
+    assert meta["common"] > 0 and meta["rounds"] > 0
+
+
+def test_a_recording_is_read_as_it_was_written(tmp_path):
+    """History, marks, images and facts survive the disk; single samples to half precision."""
+    game = tiny_game(gains_every=2)
+    made = play_and_record(game, 5, tiny_images(), evaluate_every=2)
+    recording = Recording("tiny", made.history, made.images, made.image_rounds, {"bits": "3w3a"})
+    recordings.save_recording(recording, tmp_path / "tiny.npz")
+    read = load_recording(tmp_path / "tiny.npz")
+    assert read.name == "tiny"
+    assert read.meta == {"bits": "3w3a"}
+    assert read.history.classes == 4
+    assert read.history.columns.keys() == made.history.columns.keys()
+    for name, column in made.history.columns.items():
+        assert np.allclose(read.history[name], column, atol=2e-3, equal_nan=True), name
+    assert np.array_equal(read.images, made.images)
+
+
+def test_measuring_changes_nothing():
+    """A game that is probed in between plays the same rounds."""
+    plain, probed = tiny_game(), tiny_game()
+    for a, b in zip(plain.play(4), probed.play(4), strict=True):
+        probe(probed, tiny_images())
+        recordings.sample_images(probed)
+        assert torch.equal(a.entropy, b.entropy)
+
+
+def test_the_grid_is_recorded_from_one_common_game(tmp_path, monkeypatch):
+    """record_grid continues one saved game under each pair of bounds and leaves λ_l >= λ_u out."""
+    monkeypatch.setattr(recordings, "GRID_LOWER", (0.0, 0.5))
+    monkeypatch.setattr(recordings, "GRID_UPPER", (0.5, 1.0))
+    resumed = []
+    monkeypatch.setattr(recordings, "new_game", lambda plan, gains_every: tiny_game())
+
+    def resume(path):
+        game = tiny_game()
+        for _ in game.play(2):
+            pass
+        resumed.append(game)
+        return game
+
+    monkeypatch.setattr(recordings.Game, "resume", staticmethod(resume))
+    recordings.record_grid(tmp_path, tiny_images(), common=2, rounds=3, samples=16)
+    with np.load(tmp_path / "grid.npz") as file:
+        assert np.isnan(file["accuracy"]).tolist() == [[False, False], [True, False]]
+        assert file["h_prime"].shape == (2, 2, 16)
+    assert [game.index for game in resumed] == [5, 5, 5]
+
+
+def test_a_wrong_name_is_told_in_a_line(tmp_path):
+    """A recording that does not exist names those that do; a damaged one says so."""
+    with pytest.raises(UserError, match="adadfq_3w3a"):
+        load_recording("nothing")
+    (tmp_path / "bad.npz").write_bytes(b"no zip file")
+    with pytest.raises(UserError, match="not a recording"):
+        load_recording(tmp_path / "bad.npz")
