@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adadfq_lab.equations import BatchStatistics
+from adadfq_lab.errors import UserError
 from adadfq_lab.game import Game, Schedule
 from adadfq_lab.generators import UpsampleConv2d
 from adadfq_lab.layers import QuantConv2d, QuantLayer
@@ -222,6 +223,8 @@ def relative_difference(teacher: Teacher, batch: int, bits: str) -> float:
 
 def bench(teacher: Teacher, *, batch: int = 16, bits: str = "3w3a", rounds: int = 20) -> Bench:
     """Times `rounds` rounds of each kind, one after the other in turn, after checking that they agree."""
+    if rounds < 1:
+        raise UserError(f"rounds must be at least 1, not {rounds}")
     game = _game(teacher, batch, bits)
     for _ in game.play(10):
         pass

@@ -80,7 +80,7 @@ def export_onnx(
     Raises UserError where the student has no integers (see `integers`), an operation of it has no integer form (naming it), the
     path cannot be written, or the package onnx is missing.
     """
-    onnx, path = _import("onnx"), Path(path)
+    onnx, path = import_extra("onnx"), Path(path)
     shape = shape or (teacher.info.input_shape if teacher else None)
     if shape is None:
         raise UserError("which images the student takes is not known; give its teacher, or shape=(channels, height, width)")
@@ -171,7 +171,7 @@ def _model(onnx: ModuleType, graph: OnnxGraph, steps: list[Operation], shape: tu
     return content
 
 
-def _import(name: str) -> ModuleType:
+def import_extra(name: str) -> ModuleType:
     """A package of the extra `export`."""
     from importlib import import_module
 

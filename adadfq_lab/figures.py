@@ -20,7 +20,7 @@ from adadfq_lab import quantizer, style
 from adadfq_lab.equations import Bounds
 from adadfq_lab.evaluation import Accuracy
 from adadfq_lab.game import Record
-from adadfq_lab.history import History, Recorder
+from adadfq_lab.history import History, Recorder, thin
 
 Numbers = Tensor | ArrayLike
 Floats = NDArray[np.float64]
@@ -246,29 +246,36 @@ def bns_by_layer(distances: Mapping[str, Numbers], *, title: str = "Distance fro
 # The game
 
 
-def training_curves(records: History | Iterable[Record], *, title: str = "The game, round by round") -> go.Figure:
-    """Mean H' of each round with the middle 80 % shaded, agreement of P and Q, and the bounds as they were."""
+def training_curves(
+    records: History | Iterable[Record], *, title: str = "The game, round by round", points: int = 60
+) -> go.Figure:
+    """Mean H' with the middle 80 % shaded, agreement of P and Q, and the bounds, over rounds.
+
+    points: at most so many; longer games are averaged over equal stretches
+    """
     history = records if isinstance(records, History) else _history(records)
-    rounds, h = history["round"], history["h_prime"]
-    low, high = np.quantile(h, (0.1, 0.9), axis=1)
+    h = history["h_prime"]
+    columns = (history["round"], h.mean(axis=1), *np.quantile(h, (0.1, 0.9), axis=1), history["agreement"])
+    rounds, mean, low, high, agreed = (thin(np.asarray(column, np.float32), points) for column in columns)
     last = f"H' {h[-1].mean():.2f}, agreement {100 * history['agreement'][-1]:.0f} %"
     alt = f"H' and agreement over {len(history)} rounds, with the bounds; in the last round {last}."
     fig = style.figure(title, "round", "H', share of samples [0 to 1]", alt=alt, height=380)
     fig.add_scatter(x=rounds, y=low, mode="lines", line={"width": 0}, showlegend=False, hoverinfo="skip")
     shade = {"fill": "tonexty", "fillcolor": "rgba(0,158,115,0.2)", "line": {"width": 0}}
     fig.add_scatter(x=rounds, y=high, mode="lines", name="middle 80 % of H'", hoverinfo="skip", **shade)
-    fig.add_scatter(x=rounds, y=h.mean(axis=1), mode="lines", name="mean H'", line={"color": style.GENERATOR})
-    agreed = {"color": style.STUDENT, "dash": "dash"}
-    fig.add_scatter(x=rounds, y=history["agreement"], mode="lines", name="agreement of P and Q", line=agreed)
+    fig.add_scatter(x=rounds, y=mean, mode="lines", name="mean H'", line={"color": style.GENERATOR})
+    fig.add_scatter(x=rounds, y=agreed, mode="lines", name="agreement of P and Q", line=style.line("Q"))
     for name in ("lower", "upper"):
         pen = {"color": style.BOUND_COLOUR[name], "dash": style.BOUND_DASH[name], "shape": "hv"}
-        fig.add_scatter(x=rounds, y=history[name], mode="lines", name=style.BOUND_NAME[name], line=pen)
+        fig.add_scatter(x=history["round"], y=history[name], mode="lines", name=style.BOUND_NAME[name], line=pen)
     fig.update_yaxes(range=[0, 1.02])
     return fig
 
 
-def loss_curves(records: History | Iterable[Record], *, title: str = "What the players minimise") -> go.Figure:
-    """Every loss term of both players over the rounds, on a logarithmic axis; colours tell players, dashes tell terms."""
+def loss_curves(
+    records: History | Iterable[Record], *, title: str = "What the players minimise", points: int = 150
+) -> go.Figure:
+    """Every loss term of both players over rounds, logarithmic, at most `points` each; colours tell players, dashes terms."""
     history = records if isinstance(records, History) else _history(records)
     names = [name for name in history.columns if name.startswith(("generator.", "student."))]
     alt = "Loss terms over rounds: " + ", ".join(f"{n} ends at {history[n][-1]:.3g}" for n in names) + "."
@@ -278,7 +285,8 @@ def loss_curves(records: History | Iterable[Record], *, title: str = "What the p
         same = [other for other in names if other.startswith(player)]
         letter = "G" if player == "generator" else "Q"
         pen = {"color": style.PLAYER[letter], "dash": style.DASHES[same.index(name) % 6]}
-        fig.add_scatter(x=history["round"], y=history[name].clip(1e-6), mode="lines", name=f"{letter}: {term}", line=pen)
+        x, y = thin(history["round"], points), thin(history[name].clip(1e-6), points)
+        fig.add_scatter(x=x, y=y, mode="lines", name=f"{letter}: {term}", line=pen)
     fig.update_yaxes(type="log")
     return fig
 

@@ -36,6 +36,11 @@ def unpack_bits(stream: Tensor, bits: int, count: int) -> Tensor:
     return torch.from_numpy(unsigned.astype(np.int16) + quant_range(bits)[0]).to(torch.int8)
 
 
+def ideal_bytes(student: Student) -> int:
+    """What the weights alone take at n bits each, in bytes."""
+    return -(-sum(layer.weight.numel() for layer in student.layers().values()) * student.bits.weights // 8)
+
+
 def pack(student: Student, path: Path, table: Integers | None = None) -> Path:
     """Writes the integers of `student` to `path`, n bits a weight; returns the path. `table` spares computing them again."""
     table = table or integers(student)

@@ -320,7 +320,7 @@ def _claimed(folder: Path, config: RunConfig, resume: bool) -> Iterator[None]:
         raise UserError(f"{folder} holds no run to resume")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
+        lock = (folder / ".lock").open("a")
     except OSError as error:
         raise UserError(f"cannot write to the run folder {folder}: {error.strerror}; choose another with --name") from None
     with lock:

@@ -73,7 +73,7 @@ print("remembered", [f"{v:+.2f}" for v in memory[:6].tolist()])
 # $$\mathcal{L}_{BNS} = \sum_{m=1}^M \left(\|\mu_m^g - \mu_m\|_2^2 + \|\sigma_m^g - \sigma_m\|_2^2\right) \tag{11}$$
 #
 # The released code takes means instead of both sums: over a layer's channels, then over layers. That is another weight for each
-# layer and a far smaller number; this package follows the code unless you ask for `fidelity_="paper"`.
+# layer and a far smaller number; this package follows the code unless you ask for `fidelity="paper"`.
 #
 # ### Exercise 2 ●●○ (5 minutes): L_BNS, the mean form
 # `statistics` is a list, one entry for each batch norm, with `.mean`, `.var`, `.running_mean` and `.running_var`, all (c,).

@@ -1,0 +1,300 @@
+"""The command line: figures on standard output, JSON last, and a mistake is one line that leaves nothing behind."""
+
+import contextlib
+import dataclasses
+import io
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_games import OBSERVE, WARMUP, images_for, saved_teacher
+
+from adadfq_lab import cli
+from adadfq_lab.data import load_data
+from adadfq_lab.evaluation import accuracy
+from adadfq_lab.fidelity import CHOICES
+from adadfq_lab.methods import METHODS, Round, Terms, adadfq
+from adadfq_lab.runs import read_records
+from adadfq_lab.teachers import load_teacher
+
+ROUNDS = OBSERVE + 1
+SMALL = ["--rounds", str(ROUNDS), "--batch", "4", "--warmup", str(WARMUP), "--observe", str(OBSERVE), "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def stubs(tmp_path_factory):
+    """A folder that stands for data_stubs and for ADADFQ_DATA: tiny images, and tiny teachers of ten classes."""
+    folder = tmp_path_factory.mktemp("stubs")
+    for name, classes, shape in (("cifar10", 10, (2, 8, 8)), ("cifar100", 100, (2, 8, 8)), ("fashion_mnist", 10, (1, 8, 8))):
+        images_for(folder, name, classes=classes, shape=shape)
+    saved_teacher(folder / "teacher.safetensors", classes=10)
+    saved_teacher(folder / "fashion_mnist_resnet20.safetensors", classes=10, shape=(1, 8, 8), data="fashion_mnist")
+    content = (folder / "teacher.safetensors").read_bytes()
+    (folder / "cut.safetensors").write_bytes(content[: len(content) // 2])
+    (folder / "altered.safetensors").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    return folder
+
+
+@contextlib.contextmanager
+def place(stubs: Path, folder: Path) -> Any:
+    """Commands run in `folder`; what they are shipped with is `stubs`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("ADADFQ_DATA", str(stubs))
+        for module in ("data", "teachers"):
+            patch.setattr(f"adadfq_lab.{module}.stub_path", lambda name: stubs / name)
+        yield
+
+
+@pytest.fixture
+def here(stubs, tmp_path):
+    with place(stubs, tmp_path):
+        yield tmp_path
+
+
+def say(*arguments: object) -> tuple[str, str]:
+    """What `adadfq ARGUMENTS` prints to standard output and to standard error."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        cli.main([str(argument) for argument in arguments])
+    return out.getvalue(), err.getvalue()
+
+
+def last_line(out: str) -> Any:
+    return json.loads(out.rstrip("\n").split("\n")[-1])
+
+
+@pytest.fixture(scope="module")
+def trained(stubs, tmp_path_factory):
+    """What `adadfq train --json` printed, and the folder it ran in."""
+    folder = tmp_path_factory.mktemp("trained")
+    with place(stubs, folder):
+        out, err = say("train", "--teacher", stubs / "teacher.safetensors", "--name", "one", "--seed", 3, *SMALL, "--json")
+    return folder, out, err
+
+
+# What commands print
+
+
+def test_train_prints_a_table_and_then_json(trained):
+    """The table for people, one JSON object as the last line for machines, progress on standard error only."""
+    folder, out, err = trained
+    found = last_line(out)
+    keys = {"teacher", "plain", "calibrated", "student", "images", "rounds", "seconds", "seed", "run"}
+    assert found.keys() >= keys
+    assert (found["images"], found["rounds"], found["seed"], found["run"]) == (30, ROUNDS, 3, "runs/one")
+    assert all(0 <= found[key] <= 100 for key in ("teacher", "plain", "calibrated", "student"))
+    assert json.loads((folder / "runs" / "one" / "result.json").read_text()) == found
+    assert "student Q, last round" in out
+    assert "report: runs/one/report.html" in out
+    assert "round" in err and "H'" in err
+    assert "round/s" not in out
+
+
+def test_evaluate_measures_a_run_a_student_or_a_teacher(trained, stubs):
+    """The same figure as the run's own table, with its interval; a teacher as counted here."""
+    folder, out, _ = trained
+    with place(stubs, folder):
+        found = [last_line(say("evaluate", path, "--json")[0]) for path in ("runs/one", "runs/one/student.safetensors")]
+        of_teacher = last_line(say("evaluate", stubs / "teacher.safetensors", "--data", "cifar10", "--json")[0])
+        expected = accuracy(*(t := load_teacher(str(stubs / "teacher.safetensors")), load_data("cifar10")), t.normalize)
+    assert found[0] == found[1]
+    assert found[0].keys() == {"top1", "low", "high", "images"}
+    assert found[0]["top1"] == last_line(out)["student"]
+    assert of_teacher == dataclasses.asdict(expected)
+
+
+def test_demo_prints_what_machines_read(here):
+    """On the shipped teacher and images, in a folder of its own; a demo that ends in the warm-up calibrated nothing."""
+    found = last_line(say("demo", "--rounds", 2, "--name", "d", "--seed", 1, "--json")[0])
+    assert found["calibrated"] is None
+    assert (found["rounds"], found["seed"], found["run"], found["images"]) == (2, 1, "runs/d", 30)
+    assert (here / "runs" / "d" / "report.html").exists()
+    config = json.loads((here / "runs" / "d" / "config.json").read_text())
+    assert (config["method"], config["stub"], config["bits"], config["seed"]) == ("adadfq", True, "3w3a", 1)
+
+
+def test_bench_prints_what_machines_read(here, stubs):
+    """Milliseconds, ratios, megabytes, and how far the two rounds are apart."""
+    out, _ = say("bench", "--teacher", stubs / "teacher.safetensors", "--batch", 2, "--rounds", 1, "--json")
+    found = last_line(out)
+    keys = {"round_ms", "textbook_ms", "floor_ms", "textbook_ratio", "floor_ratio", "peak_mb", "max_relative_difference"}
+    assert found.keys() >= keys
+    assert found["max_relative_difference"] < 1e-4
+    assert "textbook round" in out
+
+
+def test_methods_and_fidelity_list_what_there_is(here):
+    """Each method with its idea, each choice with its three answers."""
+    out, _ = say("methods", "--json")
+    assert last_line(out).keys() == METHODS.keys()
+    assert "generate samples on which teacher and student disagree just enough" in out
+    out, _ = say("fidelity", "--json")
+    assert last_line(out).keys() == {choice.name for choice in CHOICES}
+    assert "| `bns_reduction` |" in out
+
+
+def test_without_json_there_is_none(here):
+    """The last line is for people then."""
+    with pytest.raises(json.JSONDecodeError):
+        last_line(say("methods")[0])
+
+
+def help_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    with pytest.raises(SystemExit) as caught:
+        cli.main([*arguments, "--help"])
+    assert caught.value.code == 0
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_help_is_worth_reading(capsys):
+    """Every command with what it does; `demo --help` says what the seed is of, `train --help` what every option means."""
+    text = help_of(capsys)
+    assert all(command in text for command in cli.COMMANDS)
+    text = help_of(capsys, "demo")
+    assert "--seed INT" in text
+    assert "generator's first weights and of every draw" in text
+    text = help_of(capsys, "train")
+    for option in ("--teacher", "--bits", "--lower", "--upper", "--warmup", "--student-lr", "--fidelity", "--precision"):
+        assert option in text
+    assert "{corrected,paper,released}" in text
+
+
+# Interrupted
+
+
+def test_ctrl_c_saves_the_run_and_resume_ends_it(here, stubs, monkeypatch):
+    """Exit status 130 and one line that names --resume; the same command with it plays the rest."""
+    method = adadfq()
+
+    def generator_loss(r: Round) -> Terms:
+        if r.index == 1 and not Path("struck").exists():
+            Path("struck").touch()
+            signal.raise_signal(signal.SIGINT)
+        return method.generator_loss(r)
+
+    monkeypatch.setitem(METHODS, "adadfq", lambda **_: dataclasses.replace(method, generator_loss=generator_loss))
+    command = ["train", "--teacher", stubs / "teacher.safetensors", "--name", "c", *SMALL]
+    err = io.StringIO()
+    with pytest.raises(SystemExit) as caught, contextlib.redirect_stderr(err):
+        cli.main([str(argument) for argument in command])
+    assert caught.value.code == 130
+    assert err.getvalue().rstrip().split("\n")[-1].startswith("adadfq: interrupted")
+    assert "--resume" in err.getvalue()
+    assert "Traceback" not in err.getvalue()
+    assert last_line(say(*command, "--resume", "--json")[0])["rounds"] == ROUNDS
+    assert [line["round"] for line in read_records(Path("runs/c/records.jsonl"))] == list(range(ROUNDS))
+
+
+# Mistakes
+
+
+def mistake(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """The one line on standard error; the command ended with status 2, printed nothing else and wrote nothing."""
+    before = {path: path.stat().st_mtime_ns for path in Path().rglob("*")}
+    with pytest.raises(SystemExit) as caught:
+        cli.main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    assert caught.value.code == 2
+    assert captured.out == ""
+    assert captured.err.startswith("adadfq: ")
+    assert captured.err.count("\n") == 1
+    assert captured.err.endswith("\n")
+    assert {path: path.stat().st_mtime_ns for path in Path().rglob("*")} == before
+    return captured.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        ("train --bits 3w9a", "3w9a is not a bit width; write weights and activations as in 3w3a, 2 to 8 bits each"),
+        ("train --bits 1w3a", "1w3a is not a bit width"),
+        ("train --bits 33", "33 is not a bit width"),
+        ("demo --bits 3x3", "3x3 is not a bit width"),
+        ("train --lower 0.8 --upper 0.1", "0 <= lower < upper <= 1, not 0.8 and 0.1"),
+        ("train --lower 0.5 --upper 0.5", "0 <= lower < upper <= 1, not 0.5 and 0.5"),
+        ("train --lower 0.9", "0 <= lower < upper <= 1, not 0.9 and 0.8"),
+        ("train --upper nan", "0 <= lower < upper <= 1, not 0.1 and nan"),
+        ("train --method genie", "no method is called 'genie'; choose from gdfq, adasg, adadfq"),
+        ("train --teacher nobody", "no teacher 'nobody'; shipped are fashion_mnist_resnet20, cifar10_resnet20"),
+        ("train --data mnist", "no data set is called 'mnist'; choose from fashion_mnist, cifar10, cifar100"),
+        ("train --data cifar100", "of 10 classes; cifar100 has (2, 8, 8) of 100"),
+        ("train --rounds 0", "rounds must be at least 1, not 0"),
+        ("demo --rounds -5", "rounds must be at least 1, not -5"),
+        ("train --device abacus", "'abacus' is no device; use auto, cpu or cuda"),
+        ("train --resume --name nothing", "runs/nothing holds no run to resume"),
+        ("train --teacher STUBS/cut.safetensors", "cut.safetensors is damaged"),
+        ("train --teacher STUBS/altered.safetensors", "altered.safetensors is damaged (sha256 differs)"),
+        ("train --teacher STUBS/cifar10_test.npz", "cifar10_test.npz is damaged or not a safetensors file"),
+        ("evaluate nobody", "no teacher 'nobody'"),
+        ("evaluate STUBS", "there is no file"),
+        ("evaluate STUBS/cut.safetensors", "cut.safetensors is damaged"),
+        ("evaluate STUBS/altered.safetensors", "altered.safetensors is damaged (sha256 differs)"),
+        ("evaluate STUBS/teacher.safetensors --data mnist", "no data set is called 'mnist'"),
+        ("evaluate STUBS/teacher.safetensors --data cifar100", "of 10 classes; cifar100 has (2, 8, 8) of 100"),
+        ("evaluate STUBS/teacher.safetensors --data fashion_mnist", "takes (2, 8, 8) images of 10 classes; fashion_mnist has"),
+        ("bench --teacher nobody", "no teacher 'nobody'"),
+        ("bench --teacher STUBS/teacher.safetensors --rounds 0", "rounds must be at least 1"),
+        ("bench --teacher STUBS/teacher.safetensors --bits 9w9a", "9w9a is not a bit width"),
+        ("bench --teacher STUBS/teacher.safetensors --batch 0", "batch must be at least 1"),
+        ("train-teacher --output t.pt", "t.pt must end in .safetensors"),
+        ("train-teacher --output no/where.safetensors", "lie in a folder that exists"),
+        ("train-teacher --output t.safetensors --network alexnet", "no network is called 'alexnet'"),
+        ("train-teacher --output t.safetensors --data mnist", "no data set is called 'mnist'"),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_nothing(arguments, what, here, stubs, capsys):
+    """What is wrong and what to do, exit status 2, no traceback, no folder, no file."""
+    words = arguments.replace("STUBS", str(stubs)).split()
+    if words[0] == "train" and "--teacher" not in words:
+        words += ["--teacher", str(stubs / "teacher.safetensors")]
+    assert what in mistake(capsys, *words)
+
+
+def test_a_run_folder_that_cannot_be_is_one_line(here, stubs, capsys):
+    """A file is in the way of the folder, or of `runs` itself."""
+    command = ["train", "--teacher", stubs / "teacher.safetensors", *SMALL, "--name"]
+    Path("taken").write_text("mine")
+    assert "cannot write to the run folder taken: File exists; choose another" in mistake(capsys, *command, "./taken")
+    Path("runs").write_text("mine")
+    assert "cannot write to the run folder runs/x: Not a directory" in mistake(capsys, *command, "x")
+
+
+def test_a_run_of_another_configuration_is_one_line(trained, stubs, capsys, monkeypatch):
+    """Neither written over nor resumed as something else."""
+    monkeypatch.chdir(trained[0])
+    monkeypatch.setenv("ADADFQ_DATA", str(stubs))
+    command = ["train", "--teacher", stubs / "teacher.safetensors", "--name", "one", *SMALL]
+    assert "runs/one already holds a run; continue it with --resume" in mistake(capsys, *command, "--seed", 3)
+    assert "runs/one holds a run of another configuration" in mistake(capsys, *command, "--seed", 4, "--resume")
+
+
+def test_a_card_that_is_not_there_is_one_line(here, stubs, capsys, monkeypatch):
+    """It says how to do without."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    command = ["train", "--teacher", stubs / "teacher.safetensors", "--device", "cuda"]
+    assert "no CUDA device that torch can use; leave out --device" in mistake(capsys, *command)
+
+
+def test_a_flag_that_is_none_ends_with_status_2(here, capsys):
+    """tyro says which; it takes more than one line, but no traceback."""
+    for arguments in (["train", "--no-such-flag"], ["train", "--rounds", "many"], ["nonsense"], ["train", "--batch", "0"]):
+        with pytest.raises(SystemExit) as caught:
+            cli.main(arguments)
+        assert caught.value.code == 2
+        assert "Traceback" not in capsys.readouterr().err
+    assert not list(here.iterdir())
+
+
+def test_a_fault_of_ours_keeps_its_traceback(here, monkeypatch):
+    """Only a user's mistake is one line: anything else comes through as it is."""
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError("ours")
+
+    monkeypatch.setattr(cli, "load_teacher", broken)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["bench"])
