@@ -40,8 +40,6 @@ def bars(values: Mapping[str, float], *, title: str, x: str, y: str, errors: Arr
     fig = style.figure(title, x, y, alt=f"{title}: {words}.")
     interval = None if errors is None else {"type": "data", "array": np.asarray(errors), "color": style.TEXT}
     numbers = [f"{value:.2f}" for value in values.values()]
-    fig.add_bar(
-        x=list(values), y=list(values.values()), text=numbers, textposition="inside", error_y=interval, showlegend=False
-    )
+    fig.add_bar(x=list(values), y=list(values.values()), text=numbers, textposition="auto", error_y=interval, showlegend=False)
     fig.data[0].marker.color = style.BLUE
     return fig

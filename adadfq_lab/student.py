@@ -7,6 +7,7 @@ ReLU and ReLU6 becomes a quantiser of n bits of its own. What else there is stay
 
 import copy
 import operator
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -49,6 +50,10 @@ class Quantization:
     rule: RangeRule = "ema"
     zero_point: ZeroPoint = "rounded"
     every_input: bool = False
+
+
+TRACING = threading.RLock()
+"""Held while torch.fx traces, which replaces `nn.Module.__call__` for every thread, and by threads that must not see that."""
 
 
 class Student(nn.Module):
@@ -191,7 +196,8 @@ class _Tracer(fx.Tracer):
 def _trace(root: nn.Module) -> fx.Graph:
     tracer = _Tracer()
     try:
-        return tracer.trace(root)
+        with TRACING:
+            return tracer.trace(root)
     except Exception as error:  # whatever foreign code raises while it is traced
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         place = f"module {tracer.where!r} of {type(root).__name__}" if tracer.where else type(root).__name__

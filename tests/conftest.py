@@ -1,5 +1,7 @@
 """What every test file may use."""
 
+import signal
+
 import pytest
 import torch
 from hypothesis import settings
@@ -13,3 +15,7 @@ settings.load_profile("adadfq")
 def generator() -> torch.Generator:
     """A CPU random generator with a fixed seed."""
     return torch.Generator().manual_seed(0)
+
+
+# A shell that starts the tests in the background has Ctrl-C ignored; the tests of it want Python's own handler.
+signal.signal(signal.SIGINT, signal.default_int_handler)
