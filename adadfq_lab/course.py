@@ -5,6 +5,7 @@
     notebooks/solutions/01_disagreement.ipynb, .py    the solution pair: each stub is followed by its solution, folded
     notebooks/masters/colab_target              OWNER/REPO@TAG that badges and install cells point to
     notebooks/index.md                          table of contents, built too
+    notebooks/instructor_guide.md               written by hand, but for two tables that are built into it
 
 A master is a plain py:percent file. A cell begins with `# %%` (code) or `# %% [markdown]` (text, every line behind `# `), and
 may carry tags: `# %% tags=["stub"]`. These tags mean something here:
@@ -245,7 +246,42 @@ def render(folder: Path = FOLDER) -> dict[Path, str]:
             files[place / f"{path.stem}.ipynb"] = to_notebook(cells, path.stem, copy)
             files[place / f"{path.stem}.py"] = to_script(cells)
     files[folder / "index.md"] = index([path.stem for path in masters(folder)])
+    if (guide := folder / "instructor_guide.md").exists():
+        files[guide] = fill_guide(guide.read_text(encoding="utf-8"), folder)
     return files
+
+
+def fill_guide(text: str, folder: Path = FOLDER) -> str:
+    """The instructor's guide with its two generated parts renewed: wrong answers by check, minutes by notebook."""
+    for part, content in (("wrong answers", wrong_answers()), ("minutes", minutes(folder))):
+        begin, end = f"<!-- {part}: generated -->", f"<!-- {part}: end -->"
+        if begin in text and end in text:
+            head, _, rest = text.partition(begin)
+            text = f"{head}{begin}\n{content}\n{end}{rest.partition(end)[2]}"
+    return text
+
+
+def wrong_answers() -> str:
+    """For each exercise its commonest wrong answers and its hint, in the words of the check."""
+    from adadfq_lab.exercises import EXERCISES
+
+    parts = []
+    for name, exercise in EXERCISES.items():
+        lines = "\n".join(f"- {mistake.says}" for mistake in exercise.mistakes)
+        parts.append(f"**{exercise.notebook} `check.{name}`**\n\n{lines}\n\nHint after the second failure: {exercise.hint}")
+    return "\n\n".join(parts)
+
+
+def minutes(folder: Path = FOLDER) -> str:
+    """A table of `minutes.json`, or a line that says how to make that file."""
+    path = folder / "minutes.json"
+    if not path.exists():
+        return "Not measured yet: `python -m adadfq_lab.course_minutes`."
+    measured = json.loads(path.read_text(encoding="utf-8"))
+    rows = ["| notebook | all cells [s] | in fast mode [s] | peak memory of the kernel [MB] |", "|---|---|---|---|"]
+    for name, row in measured["notebooks"].items():
+        rows.append(f"| {name} | {row['seconds']} | {row['fast']} | {row['megabytes']} |")
+    return f"Measured on {measured['machine']}, by `python -m adadfq_lab.course_minutes`:\n\n" + "\n".join(rows)
 
 
 def index(existing: Sequence[str]) -> str:

@@ -285,7 +285,7 @@ FOUNDATIONS = (
             Mistake(
                 lambda x: x.round(), "Result 1, the value, is right; result 2, the gradient, is zero: Q would never learn."
             ),
-            Mistake(lambda x: x + x.round().detach() - x, "Both gradients of x cancel; detach the whole difference."),
+            Mistake(lambda x: 1.0 * x, "The gradient is right, but nothing was rounded."),
         ),
         observe=_value_and_gradient,
     ),

@@ -14,18 +14,22 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
+
+from torch import Tensor
 
 from adadfq_lab.errors import UserError
 from adadfq_lab.files import write_atomically
 from adadfq_lab.integers import Integers, integers
 from adadfq_lab.onnx_graph import IMAGES, LOGITS, OnnxGraph, write_operations
+from adadfq_lab.onnx_qlinear import EightBits, qlinear_layer
 from adadfq_lab.operations import Operation, operations
 from adadfq_lab.packing import pack
 from adadfq_lab.student import Student
 from adadfq_lab.student_files import save_student
 from adadfq_lab.teachers import Teacher
 
+Arithmetic = Literal["auto", "exact", "fused"]
 FORMAT = "adadfq onnx 1"
 OPSET, IR_VERSION = 21, 10
 INSTALL = 'pip install "adadfq-lab[export]"'
@@ -68,6 +72,8 @@ def export_onnx(
     *,
     shape: tuple[int, int, int] | None = None,
     input_bits: int = 16,
+    arithmetic: Arithmetic = "auto",
+    images: Tensor | None = None,
 ) -> Exported:
     """Writes `student` to `path` as ONNX in which every convolution and linear layer is an integer operation.
 
@@ -89,8 +95,13 @@ def export_onnx(
     if path.suffix != ".onnx" or not path.parent.is_dir():
         raise UserError(f"{path} must end in .onnx and lie in a folder that exists")
     table, steps = integers(student), operations(student, shape)
+    if arithmetic == "auto":
+        arithmetic = "exact" if student.bits.weights < 8 else "fused"
     graph = OnnxGraph(student, table, input_bits)
-    write_operations(graph, steps, _image_bounds(teacher))
+    if arithmetic == "exact":
+        write_operations(graph, steps, _image_bounds(teacher))
+    else:
+        write_operations(graph, steps, _image_bounds(teacher), qlinear_layer, EightBits(student, steps, images))
     beside = sidecar(path, "student")
     facts: dict[str, Any] = {"format": FORMAT, "bits": str(student.bits), "input_bits": input_bits, "shape": shape}
     try:

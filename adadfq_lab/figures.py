@@ -160,8 +160,9 @@ def staircase(bits: int, low: float, high: float, *, points: int = 601) -> go.Fi
         "beyond the range it is flat. The identity runs through the middle of its steps."
     )
     fig = style.figure(f"{bits} bits: {2**bits} levels", "x", "x̂ = (q - zero point) · scale", alt=alt)
-    fig.add_scatter(x=x, y=x, mode="lines", name="x̂ = x", line={"color": style.GREY, "dash": "dot"})
-    fig.add_scatter(x=x, y=x_hat, mode="lines", name="quantised", line={"color": style.STUDENT, "shape": "hv"})
+    at = _array(x)
+    fig.add_scatter(x=at, y=at, mode="lines", name="x̂ = x", line={"color": style.GREY, "dash": "dot"})
+    fig.add_scatter(x=at, y=_array(x_hat), mode="lines", name="quantised", line={"color": style.STUDENT, "shape": "hv"})
     return fig
 
 
@@ -174,7 +175,7 @@ def weights_on_grid(weights: Numbers, bits: int, *, title: str = "") -> go.Figur
     off = (quantizer.fake_quantize(w, scale, zero_point, bits) - w).square().mean().sqrt()
     alt = f"Histogram of {w.numel()} weights and {2**bits} vertical lines, the levels; root-mean-square error {float(off):.3g}."
     fig = style.figure(title or f"Weights and the levels of {bits} bits", "weight", "count", alt=alt)
-    fig.add_histogram(x=w.flatten(), nbinsx=60, name="float weights", marker={"color": style.TEACHER})
+    fig.add_histogram(x=_array(w).reshape(-1), nbinsx=60, name="float weights", marker={"color": style.TEACHER})
     pen = {"color": style.STUDENT, "width": 1, "dash": "dash"}
     shape = {"type": "line", "y0": 0, "y1": 1, "yref": "y domain", "line": pen}
     return fig.update_layout(shapes=[{**shape, "x0": float(v), "x1": float(v)} for v in levels], showlegend=True)
@@ -351,7 +352,9 @@ def _arrow(start: tuple[float, float], end: tuple[float, float], colour: str) ->
 def yours_against_expected(yours: Numbers, expected: Numbers) -> go.Figure:
     """Entries of a learner's result beside the expected ones, at most 40 of each."""
     mine, theirs = _array(yours).reshape(-1)[:40], _array(expected).reshape(-1)[:40]
-    alt = f"Yours against expected for {len(mine)} entries; the largest difference is {np.nanmax(np.abs(mine - theirs)):.3g}."
+    gaps = np.abs(mine - theirs)[np.isfinite(mine - theirs)]
+    largest = f"the largest difference is {gaps.max():.3g}" if len(gaps) else "none of yours is a number"
+    alt = f"Yours against expected for {len(mine)} entries; {largest}."
     fig = style.figure("Yours against expected", "entry", "value", alt=alt, height=260)
     at = np.arange(len(mine))
     fig.add_scatter(

@@ -29,9 +29,9 @@ from adadfq_lab.recordings import TEACHER, Recording, probe, sample_images, save
 from adadfq_lab.student import quantize
 from adadfq_lab.teachers import load_teacher
 
-ROUNDS, EVERY = 1600, 8
-SCHEDULE = Schedule(batch=16, warmup=800, observe=900, student_lr=1e-4)
-IMAGES_AT = (0, 100, 400, 800, 1600)
+ROUNDS, EVERY = 1200, 6
+SCHEDULE = Schedule(batch=16, warmup=600, observe=700, student_lr=1e-4)
+IMAGES_AT = (0, 100, 300, 600, 1200)
 
 
 REDUCTIONS: dict[str, BnsReduction] = {"gdfq_long": "mean", "gdfq_long_sum": "sum"}
@@ -51,7 +51,7 @@ def finished(game: Game, *, images: int = 400) -> dict[str, Any]:
 
 
 def record(name: str, data: ImageSet, rounds: int = ROUNDS) -> Recording:
-    """Plays the game `name` for `rounds` rounds at 3 bits; every eighth round is kept, images at IMAGES_AT."""
+    """Plays the game `name` for `rounds` rounds at 3 bits; every sixth round is kept, images at IMAGES_AT."""
     teacher = load_teacher(TEACHER)
     how = dataclasses.replace(fidelity("corrected"), bns_reduction=REDUCTIONS[name])
     game = Game(teacher, quantize(teacher, "3w3a"), gdfq(), schedule=SCHEDULE, fidelity=how)

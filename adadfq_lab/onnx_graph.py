@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 Bounds = tuple[float, float] | None
 IMAGES, LOGITS = "images", "logits"
+UINT8, INT32 = 2, 6  # ONNX's numbers for types
 OFFSET = 128  # of uint8 weights: what stands for 0
 
 
@@ -52,6 +53,10 @@ class Value:
     codes: str = ""
     grid: Grid | None = None
     bounds: Bounds = None
+
+
+LayerWriter = Callable[["OnnxGraph", Operation, Value], Value]
+Settler = Callable[["OnnxGraph", Operation, Value], Value]
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,7 @@ class OnnxGraph:
     input_bits: int = 16
     nodes: list["onnx.NodeProto"] = field(default_factory=list)
     constants: dict[str, Array] = field(default_factory=dict)
+    made: set[str] = field(default_factory=set)
 
     def constant(self, name: str, array: Any, dtype: npt.DTypeLike = np.float32) -> str:
         """An initialiser; returns its name."""
@@ -79,11 +85,16 @@ class OnnxGraph:
         assert np.array_equal(self.constants.setdefault(name, value), value), f"two constants are called {name}"
         return name
 
+    def integers(self, name: str, *numbers: int) -> str:
+        """An initialiser of int64, as shapes are."""
+        return self.constant(name, numbers, np.int64)
+
     def node(self, op: str, inputs: list[str], *outputs: str, **attributes: Any) -> str:
         """A node; returns the name of its first output."""
         from onnx import helper
 
         self.nodes.append(helper.make_node(op, inputs, list(outputs), **attributes))
+        self.made.update(outputs)
         return outputs[0]
 
     def grid(self, name: str, grid: Grid) -> tuple[str, str]:
@@ -96,49 +107,82 @@ class OnnxGraph:
         if value.floats:
             return value.floats
         name = f"{value.codes}.float"
-        if all(name not in node.output for node in self.nodes):
+        if name not in self.made:
             assert value.grid is not None
             self.node("DequantizeLinear", [value.codes, *self.grid(f"{name}.of", value.grid)], name)
         return name
 
 
-def write_operations(graph: OnnxGraph, steps: list[Operation], images: Bounds) -> None:
-    """Writes `steps` into `graph`, from the tensor IMAGES to the tensor LOGITS; `images` bounds the normalised images."""
+def write_operations(
+    graph: OnnxGraph, steps: list[Operation], images: Bounds, layer: LayerWriter | None = None, settle: Settler | None = None
+) -> None:
+    """Writes `steps` into `graph`, from the tensor IMAGES to the tensor LOGITS.
+
+    images: between which floats the normalised images lie
+    layer:  writes a convolution or linear layer, by default with exact sums in int32
+    settle: sees each value when it is made and may put it on a grid
+    """
     values: dict[str, Value] = {}
     for step in steps:
         inputs = [values[i] for i in step.inputs]
-        values[step.name] = Value(IMAGES, bounds=images) if step.kind == "input" else _WRITERS[step.kind](graph, step, inputs)
+        if step.kind == "input":
+            value = Value(IMAGES, bounds=images)
+        elif step.kind in ("conv", "linear"):
+            value = (layer or exact_layer)(graph, step, inputs[0])
+        else:
+            value = _WRITERS[step.kind](graph, step, inputs)
+        values[step.name] = settle(graph, step, value) if settle else value
     graph.node("Identity", [graph.floats(values[steps[-1].name])], LOGITS)
 
 
 # Layers
 
 
-def _layer(graph: OnnxGraph, step: Operation, inputs: list[Value]) -> Value:
+def exact_layer(graph: OnnxGraph, step: Operation, value: Value) -> Value:
     """acc * scale + bias of a convolution or linear layer, for each plane of its input."""
     layer, module = graph.table.layers[step.target], graph.student.graph.get_submodule(step.target)
-    weights = _weights(graph, layer)
-    op, attributes, value = "MatMulInteger", {}, inputs[0]
+    attributes: dict[str, Any] = {}
     if isinstance(module, QuantConv2d):
-        op, attributes = "ConvInteger", _geometry(module)
-        if module.padding_mode != "zeros":
-            value = _pad_by(graph, f"{step.name}.padded", value, list(module._pad), _PAD_MODES[module.padding_mode])
-            attributes["pads"] = [0, 0, 0, 0]
+        value, attributes = padded(graph, step.name, value, module)
     terms: list[str] = []
     for plane, part in zip(_planes(graph, step.name, value), ("", ".low"), strict=False):
-        name = f"{step.name}{part}"
-        zeros = [graph.constant(f"weight.zero{j}", OFFSET - j, np.uint8) for j in range(len(weights))]
-        sums = [
-            graph.node(op, [plane.codes, w, plane.zero_point, zero], f"{name}.acc{j}", **attributes)
-            for j, (w, zero) in enumerate(zip(weights, zeros, strict=True))
-        ]
-        acc = sums[0] if len(sums) == 1 else graph.node("Add", sums, f"{name}.acc")
-        terms.append(graph.node("DequantizeLinear", [acc, _scale(graph, name, layer, plane.scale)], f"{name}.float", axis=1))
+        acc = _sum(graph, f"{step.name}{part}", layer, plane, attributes, step.shape)
+        scale = _scale(graph, f"{step.name}{part}", layer, plane.scale)
+        terms.append(graph.node("DequantizeLinear", [acc, scale], f"{step.name}{part}.float", axis=1))
     terms.append(graph.constant(f"{layer.name}.bias", layer.bias.view((-1, 1, 1) if layer.kind == "conv" else -1)))
     total = terms[0]
     for i, term in enumerate(terms[1:]):
         total = graph.node("Add", [total, term], step.name if i == len(terms) - 2 else f"{step.name}.planes")
     return Value(total)
+
+
+def _sum(
+    graph: OnnxGraph, name: str, layer: IntegerLayer, plane: Plane, attributes: dict[str, Any], shape: tuple[int, ...]
+) -> str:
+    """sum (q_x - zero_point_x)(q_w - zero_point_w) in int32, of the shape `shape` for one image.
+
+    At 8 bits q_w - zero_point_w takes nine. Then the weights go in as q_w, with one more output channel (of each group) whose
+    weights are 1, and zero_point_w times that channel is taken off.
+    """
+    op = "ConvInteger" if layer.kind == "conv" else "MatMulInteger"
+    groups, out = attributes.get("group", 1), len(layer.codes)
+    nine_bits = int(layer.centred.abs().max()) > 127
+    weight = f"{layer.name}.weight.uint8"
+    if weight not in graph.made:  # else the layer is called twice
+        _uint8_weight(graph, layer, groups if nine_bits else 0)
+    zero = graph.constant("weight.zero", OFFSET, np.uint8)
+    acc = graph.node(op, [plane.codes, weight, plane.zero_point, zero], f"{name}.acc", **attributes)
+    if not nine_bits:
+        return acc
+    each, rest = out // groups, shape[1:]
+    grouped = graph.node(
+        "Reshape", [acc, graph.integers(f"{name}.grouped", -1, groups, each + 1, *rest)], f"{name}.acc.grouped"
+    )
+    graph.node("Split", [grouped, graph.integers(f"{name}.parts", each, 1)], f"{name}.raw", f"{name}.ones", axis=2)
+    zero_point = layer.zero_point.view(groups, each, *(1 for _ in rest))
+    taken = [f"{name}.ones", graph.constant(f"{layer.name}.weight.zero_point", zero_point, np.int32)]
+    centred = graph.node("Sub", [f"{name}.raw", graph.node("Mul", taken, f"{name}.taken")], f"{name}.centred")
+    return graph.node("Reshape", [centred, graph.integers(f"{name}.shape", -1, *shape)], f"{name}.sum")
 
 
 def _scale(graph: OnnxGraph, name: str, layer: IntegerLayer, scale: float | str) -> str:
@@ -148,33 +192,33 @@ def _scale(graph: OnnxGraph, name: str, layer: IntegerLayer, scale: float | str)
     return graph.constant(f"{name}.scale", layer.scale * scale)
 
 
-def _weights(graph: OnnxGraph, layer: IntegerLayer) -> list[str]:
-    """uint8 tensors that add up to q - zero_point, OFFSET - i standing for 0 in the i-th: one, or two where it takes 9 bits."""
-    name = layer.name
-    if f"{name}.weight" in graph.constants:  # a layer called twice
-        return [n.output[0] for n in graph.nodes if n.output[0].startswith(f"{name}.uint8.")]
-    column = (-1,) + (1,) * (layer.codes.dim() - 1)
-    wide = graph.node("Cast", [graph.constant(f"{name}.weight", layer.codes, np.int8)], f"{name}.weight.int32", to=6)
-    zero = graph.constant(f"{name}.weight.zero_point", layer.zero_point.view(column), np.int8)
-    zero = graph.node("Cast", [zero], f"{name}.weight.zero_point.int32", to=6)
-    centred = graph.node("Sub", [wide, zero], f"{name}.centred")
+def _uint8_weight(graph: OnnxGraph, layer: IntegerLayer, groups: int) -> None:
+    """Nodes from Q's codes, int8, to q - zero_point as uint8, OFFSET for 0; where groups > 0: q and channels of ones."""
+    name, shape = f"{layer.name}.weight", tuple(layer.codes.shape)
+    wide = graph.node("Cast", [graph.constant(name, layer.codes, np.int8)], f"{name}.int32", to=INT32)
+    if groups == 0:
+        zero_point = layer.zero_point.view(-1, *(1 for _ in shape[1:]))
+        zero = graph.node("Cast", [graph.constant(f"{name}.zero_point", zero_point, np.int8)], f"{name}.zero", to=INT32)
+        wide = graph.node("Sub", [wide, zero], f"{name}.centred")
+    else:
+        size = graph.integers(f"{name}.size", groups, 1, *shape[1:])
+        ones = graph.node("Expand", [graph.constant("one", 1, np.int32), size], f"{name}.ones")
+        grouped = graph.node("Reshape", [wide, graph.integers(f"{name}.groups", groups, -1, *shape[1:])], f"{name}.grouped")
+        both = graph.node("Concat", [grouped, ones], f"{name}.both", axis=1)
+        wide = graph.node("Reshape", [both, graph.integers(f"{name}.shape", -1, *shape[1:])], f"{name}.extended")
     if layer.kind == "linear":
-        centred = graph.node("Transpose", [centred], f"{name}.centred.transposed", perm=[1, 0])
-    parts = [centred]
-    if int(layer.centred.abs().max()) >= OFFSET:  # the first from -128 to 127, the rest from -127 to 128
-        limits = [graph.constant("weight.least", -OFFSET, np.int32), graph.constant("weight.largest", OFFSET - 1, np.int32)]
-        most = graph.node("Clip", [centred, *limits], f"{name}.centred.most")
-        parts = [most, graph.node("Sub", [centred, most], f"{name}.centred.rest")]
-    names = []
-    for i, part in enumerate(parts):
-        moved = graph.node("Add", [part, graph.constant(f"weight.offset{i}", OFFSET - i, np.int32)], f"{part}.moved")
-        names.append(graph.node("Cast", [moved], f"{name}.uint8.{i}", to=2))
-    return names
+        wide = graph.node("Transpose", [wide], f"{name}.transposed", perm=[1, 0])
+    moved = graph.node("Add", [wide, graph.constant("weight.offset", OFFSET, np.int32)], f"{name}.moved")
+    graph.node("Cast", [moved], f"{name}.uint8", to=UINT8)
 
 
-def _geometry(module: QuantConv2d) -> dict[str, Any]:
+def padded(graph: OnnxGraph, name: str, value: Value, module: QuantConv2d) -> tuple[Value, dict[str, Any]]:
+    """The input of a convolution, and the attributes of its node; padding by other values than zero is a node of its own."""
     left, right, top, bottom = module._pad
-    return {
+    if module.padding_mode != "zeros":
+        value = _pad_by(graph, f"{name}.padded", value, list(module._pad), _PAD_MODES[module.padding_mode])
+        left = right = top = bottom = 0
+    return value, {
         "kernel_shape": list(module.kernel_size),
         "strides": list(module.stride),
         "dilations": list(module.dilation),
@@ -242,10 +286,6 @@ def _same(a: Grid, b: Grid) -> bool:
     return (a.bits, float(a.scale), a.zero_point) == (b.bits, float(b.scale), b.zero_point)
 
 
-def _integers(graph: OnnxGraph, name: str, numbers: list[int]) -> str:
-    return graph.constant(name, numbers, np.int64)
-
-
 def _max_pool(graph: OnnxGraph, step: Operation, inputs: list[Value]) -> Value:
     return _move(graph, step, inputs, "MaxPool", [], dilations=step.options["dilation"], **_window(step))
 
@@ -256,7 +296,7 @@ def _window(step: Operation) -> dict[str, Any]:
 
 
 def _reshape(graph: OnnxGraph, step: Operation, inputs: list[Value]) -> Value:
-    return _move(graph, step, inputs, "Reshape", [_integers(graph, f"{step.name}.shape", [-1, *step.shape])])
+    return _move(graph, step, inputs, "Reshape", [graph.integers(f"{step.name}.shape", -1, *step.shape)])
 
 
 def _transpose(graph: OnnxGraph, step: Operation, inputs: list[Value]) -> Value:
@@ -270,7 +310,7 @@ def _concat(graph: OnnxGraph, step: Operation, inputs: list[Value]) -> Value:
 def _slice(graph: OnnxGraph, step: Operation, inputs: list[Value]) -> Value:
     axes, starts, ends, strides = (list(column) for column in zip(*step.options["cuts"], strict=True))
     named = {"starts": starts, "ends": ends, "axes": axes, "steps": strides}
-    return _move(graph, step, inputs, "Slice", [_integers(graph, f"{step.name}.{k}", v) for k, v in named.items()])
+    return _move(graph, step, inputs, "Slice", [graph.integers(f"{step.name}.{k}", *v) for k, v in named.items()])
 
 
 _PAD_MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
@@ -284,7 +324,7 @@ def _pad_by(graph: OnnxGraph, name: str, value: Value, amounts: list[int], mode:
     """Pads by torch's (left, right, top, bottom, ...), last dimension first; zeros are the grid's zero point."""
     pairs = list(zip(amounts[::2], amounts[1::2], strict=True))
     pairs = [(0, 0)] * (4 - len(pairs)) + pairs[::-1]
-    pads = _integers(graph, f"{name}.pads", [a for a, _ in pairs] + [b for _, b in pairs])
+    pads = graph.integers(f"{name}.pads", *(a for a, _ in pairs), *(b for _, b in pairs))
     if value.grid is not None:
         _, zero = graph.grid(f"{name}.of", value.grid)
         codes = graph.node("Pad", [value.codes, pads, zero if mode == "constant" else ""], name, mode=mode)
@@ -301,7 +341,7 @@ def _average_pool(graph: OnnxGraph, step: Operation, inputs: list[Value]) -> Val
     name = f"{step.name}.mean" if len(step.shape) == 1 else step.name
     graph.node("AveragePool", mean, name, count_include_pad=int(step.options["include_pad"]), **_window(step))
     if len(step.shape) == 1:
-        graph.node("Reshape", [name, _integers(graph, f"{step.name}.shape", [-1, *step.shape])], step.name)
+        graph.node("Reshape", [name, graph.integers(f"{step.name}.shape", -1, *step.shape)], step.name)
     return Value(step.name, bounds=inputs[0].bounds)
 
 
@@ -350,8 +390,6 @@ _FUNCTIONS: dict[str, tuple[str, Bounds]] = {
     "hardswish": ("HardSwish", None),
 }
 _WRITERS: dict[str, Callable[[OnnxGraph, Operation, list[Value]], Value]] = {
-    "conv": _layer,
-    "linear": _layer,
     "activation": _activation,
     "arithmetic": _arithmetic,
     "concat": _concat,

@@ -22,7 +22,7 @@ from adadfq_lab.errors import UserError
 from adadfq_lab.evaluation import accuracy
 from adadfq_lab.files import load_tensors, save_tensors
 from adadfq_lab.networks import NETWORKS
-from adadfq_lab.teachers import Teacher, TeacherInfo, normalize, save_teacher
+from adadfq_lab.teachers import Teacher, TeacherInfo, load_teacher, normalize, save_teacher
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class TeacherConfig:
         weight_decay: On every parameter.
         seed: Of the initial weights, the order of images and their augmentation.
         threads: Processor threads; 0 leaves torch's own choice.
+        start: A teacher of the same network and classes whose weights to begin with, as in a warm restart; "" begins at random.
     """
 
     data: str = "fashion_mnist"
@@ -50,6 +51,7 @@ class TeacherConfig:
     weight_decay: float = 5e-4
     seed: int = 0
     threads: int = 0
+    start: str = ""
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -96,6 +98,13 @@ def train_teacher(config: TeacherConfig, output: Path) -> Teacher:
     torch.manual_seed(config.seed)
     channels, height = train.images.shape[1], train.images.shape[2]
     network = NETWORKS[config.network](classes=len(train.classes), channels=channels)
+    if config.start:
+        try:
+            network.load_state_dict(load_teacher(config.start).network.state_dict())
+        except RuntimeError:
+            raise UserError(
+                f"{config.start} is no {config.network} for the {len(train.classes)} classes of {config.data}"
+            ) from None
     network = network.to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(network.parameters(), config.lr, momentum=0.9, weight_decay=config.weight_decay, nesterov=True)
     resume = output.with_suffix(".resume")
@@ -116,7 +125,7 @@ def train_teacher(config: TeacherConfig, output: Path) -> Teacher:
         std=tuple(std.tolist()),
         evaluated_on=test.source,
         seed=config.seed,
-        recipe=" ".join(f"--{k.replace('_', '-')} {v}" for k, v in asdict(config).items() if k != "threads"),
+        recipe=" ".join(f"--{k.replace('_', '-')} {v}" for k, v in asdict(config).items() if k != "threads" and v != ""),
     )
     teacher = Teacher(network, info)
     top1 = accuracy(teacher, test, teacher.normalize).top1

@@ -166,7 +166,15 @@ def test_help_is_worth_reading(capsys):
 # Interrupted
 
 
-def test_ctrl_c_saves_the_run_and_resume_ends_it(here, stubs, monkeypatch):
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C raises KeyboardInterrupt, also where the tests themselves run in the background and ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_saves_the_run_and_resume_ends_it(ctrl_c, here, stubs, monkeypatch):
     """Exit status 130 and one line that names --resume; the same command with it plays the rest."""
     method = adadfq()
 

@@ -23,16 +23,16 @@ from adadfq_lab.runs import Result, RunConfig, build_student, last_checkpoint, o
 from adadfq_lab.student_files import load_student
 from adadfq_lab.teachers import load_teacher
 
-ROUNDS = OBSERVE + 2
+ROUNDS, IMAGES = OBSERVE + 2, 150
 KEYS = {"teacher", "plain", "calibrated", "student", "images", "rounds", "seconds", "seed", "run"}
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with a teacher of ten classes and 30 images to measure it on."""
+    """A folder with a teacher of ten classes and images to measure it on."""
     folder = tmp_path_factory.mktemp("place")
     saved_teacher(folder / "teacher.safetensors", classes=10, data="cifar10")
-    images_for(folder, "cifar10")
+    images_for(folder, "cifar10", count=IMAGES)
     return folder
 
 
@@ -79,6 +79,7 @@ def same_outcome(folder: Path, result: Result, finished: tuple[RunConfig, Path, 
         assert all(torch.equal(tensor, tensors[1][key]) for key, tensor in tensors[0].items())
     assert without_seconds(folder) == without_seconds(whole)
     assert dataclasses.replace(result, seconds=0, run="") == dataclasses.replace(expected, seconds=0, run="")
+    assert len({expected.plain.top1, expected.calibrated.top1, expected.student.top1}) == 3  # so that none passes for another
     assert files(folder) == files(whole)
 
 
@@ -123,7 +124,7 @@ def test_the_result_has_the_keys_that_machines_read(finished):
     plain = result.as_json()
     assert plain.keys() >= KEYS
     assert json.loads((folder / "result.json").read_text()) == plain
-    assert (plain["images"], plain["rounds"], plain["seed"], plain["run"]) == (30, ROUNDS, config.seed, str(folder))
+    assert (plain["images"], plain["rounds"], plain["seed"], plain["run"]) == (IMAGES, ROUNDS, config.seed, str(folder))
     for name in ("teacher", "plain", "calibrated", "student"):
         low, high = plain["intervals"][name]
         assert 0 <= low <= plain[name] <= high <= 100
@@ -148,7 +149,7 @@ def test_the_result_is_what_counting_says(finished):
     assert result.teacher.top1 == pytest.approx(top1(teacher))
     assert result.plain.top1 == pytest.approx(top1(plain))
     assert result.student.top1 == pytest.approx(top1(student))
-    assert result.teacher.images == 30
+    assert result.teacher.images == IMAGES
 
 
 def test_the_table_says_how_much_was_won_back():
@@ -240,7 +241,15 @@ def test_a_finished_run_resumes_to_its_result(config, finished, tmp_path):
     same_outcome(folder, run(config, folder, resume=True, quiet=True), finished)
 
 
-def test_ctrl_c_in_the_middle_of_a_round_waits_for_its_end(place, finished, tmp_path, monkeypatch):
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C raises KeyboardInterrupt, also where the tests themselves run in the background and ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_in_the_middle_of_a_round_waits_for_its_end(ctrl_c, place, finished, tmp_path, monkeypatch):
     """What is saved is a whole round, so that the run continues bit for bit wherever the signal struck."""
 
     method = adadfq()
@@ -260,7 +269,7 @@ def test_ctrl_c_in_the_middle_of_a_round_waits_for_its_end(place, finished, tmp_
     same_outcome(folder, run(config, folder, resume=True, quiet=True), finished)
 
 
-def test_a_second_ctrl_c_does_not_wait():
+def test_a_second_ctrl_c_does_not_wait(ctrl_c):
     """It ends the program with Ctrl-C's status, on the spot."""
     with pytest.raises(SystemExit) as caught, interrupts_wait():
         signal.raise_signal(signal.SIGINT)

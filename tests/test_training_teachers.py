@@ -114,6 +114,22 @@ def test_a_trained_teacher_knows_its_data_and_itself(folder, capfd):
     assert captured.out == ""
 
 
+def test_each_epoch_is_a_new_shuffle_of_all_images(folder, monkeypatch):
+    """Every epoch of three batches of 32 shows each of the 96 images once, each epoch in another order."""
+    shown = []
+
+    def note(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        shown.extend(int(image) for image in images.long().mul(torch.arange(256).view(1, 1, 16, 16)).sum((1, 2, 3)))
+        return augment(images, generator)
+
+    monkeypatch.setattr(training_teachers, "augment", note)
+    train_teacher(CONFIG, folder / "p.safetensors")
+    epochs = [shown[start : start + 96] for start in range(0, len(shown), 96)]
+    assert len(epochs) == CONFIG.epochs
+    assert all(len(set(epoch)) == 96 and set(epoch) == set(epochs[0]) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == CONFIG.epochs
+
+
 @pytest.mark.parametrize("epoch", [1, 3])
 def test_a_resumed_run_ends_in_the_same_bits(epoch, folder, monkeypatch):
     """Cut off after an epoch and started again with the same options, weights and facts are those of the uninterrupted run."""

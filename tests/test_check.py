@@ -1,0 +1,214 @@
+"""Exercises that answer back: the right answer passes, stubs and the commonest wrong answers fail, and words say why."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from adadfq_lab import check, course, progress
+from adadfq_lab.errors import UserError
+from adadfq_lab.exercises import EXERCISES
+from adadfq_lab.grading import SEEDS, Exercise, Mistake, examine
+
+GUIDE = (course.FOLDER / "instructor_guide.md").read_text(encoding="utf-8")
+MISTAKES = [(name, i) for name, exercise in EXERCISES.items() for i in range(len(exercise.mistakes))]
+
+
+@pytest.fixture(autouse=True)
+def fresh_session(monkeypatch):
+    monkeypatch.setattr(check, "_session", {})
+
+
+def cells_of(name: str, tag: str) -> str:
+    """The cell with `tag` in the masters that defines the function `name`."""
+    (text,) = [
+        cell.text
+        for path in course.masters()
+        for cell in course.parse(path.read_text(encoding="utf-8"))
+        if tag in cell.tags and f"def {name}(" in cell.text
+    ]
+    return text
+
+
+def defined(name: str, tag: str):
+    """That function, from a namespace that has what the masters import."""
+    space: dict = {}
+    exec("import math\nimport numpy as np\nimport torch\nimport torch.nn.functional as F\nimport adadfq_lab as lab", space)
+    exec(cells_of(name, tag), space)
+    return space[name]
+
+
+@pytest.mark.parametrize("name", EXERCISES)
+def test_solution_passes(name):
+    """The solution that the course prints, and the library's own function, pass their check."""
+    assert getattr(check, name)(defined(name, "solution")).passed
+    assert examine(EXERCISES[name], EXERCISES[name].reference).passed
+
+
+@pytest.mark.parametrize("name", EXERCISES)
+def test_stub_fails_as_not_written_yet(name):
+    """The stub as handed out fails, and is told apart from a wrong answer."""
+    verdict = getattr(check, name)(defined(name, "stub"))
+    assert not verdict.passed
+    assert "not written yet" in verdict.text
+    assert isinstance(verdict.error, NotImplementedError)
+
+
+@pytest.mark.parametrize(("name", "i"), MISTAKES)
+def test_common_wrong_answer_fails_and_is_recognised(name, i):
+    """Each of the commonest wrong answers fails, is called by its name, and stands in the instructor's guide."""
+    mistake = EXERCISES[name].mistakes[i]
+    verdict = examine(EXERCISES[name], mistake.function)
+    assert not verdict.passed
+    assert mistake.says in verdict.text
+    assert mistake.says in GUIDE.replace("\n", " ").replace("  ", " "), f"the guide does not list: {mistake.says}"
+
+
+@pytest.mark.parametrize("name", EXERCISES)
+def test_exercise_has_mistakes_a_hint_and_a_notebook(name):
+    """Every exercise knows at least two wrong answers, has a hint, and belongs to a notebook that uses it."""
+    exercise = EXERCISES[name]
+    assert len(exercise.mistakes) >= 2
+    assert len(exercise.hint) > 20
+    (path,) = [path for path in course.masters() if path.name.startswith(exercise.notebook)]
+    assert f"lab.check.{name}({name})" in path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", EXERCISES)
+def test_cases_come_from_seeds(name):
+    """The same seed gives the same hidden cases; another seed gives others."""
+    cases = EXERCISES[name].cases
+    one, again, other = (str(cases(torch.Generator().manual_seed(seed))) for seed in (SEEDS[0], SEEDS[0], SEEDS[1]))
+    assert one == again
+    assert one != other
+
+
+DOUBLE = Exercise(
+    "double",
+    "01",
+    lambda x: 2 * x,
+    lambda g: [(torch.rand(4, generator=g),)],
+    "Two times x.",
+    (Mistake(lambda x: x * x, "This squares."),),
+)
+
+
+def in_place(x):
+    x *= 2
+    return x
+
+
+@pytest.mark.parametrize(
+    ("function", "says"),
+    [
+        (lambda x: None, "returns nothing"),
+        (lambda x: 2.0, "expected a tensor of shape (4,), got float"),
+        (lambda x: 2 * x[:3], "expected shape (4,), got (3,)"),
+        (lambda x: 2 * x / 0 * 0, "NaN"),
+        (lambda x: 2 * x + 0.1, "4 of 4 entries differ"),
+        (lambda x: x.no_such(), "AttributeError"),
+        (in_place, "in place"),
+        (lambda x: x * x, "This squares."),
+    ],
+)
+def test_verdict_says_what_is_wrong(function, says):
+    """Nothing returned, a wrong type, shape or value, NaN, an exception, a changed argument: each has its words."""
+    verdict = examine(DOUBLE, function)
+    assert not verdict.passed
+    assert says in verdict.text
+
+
+def test_right_to_within_rounding_passes():
+    """An answer that differs by less than the tolerance passes: another order of operations is no mistake."""
+    assert examine(DOUBLE, lambda x: (2 * x).double().float() + 1e-7).passed
+
+
+def test_several_results_are_compared_one_by_one():
+    """Of a tuple the first wrong result is named; the wrong number of results is told."""
+    pair = replace(DOUBLE, reference=lambda x: (x, 2 * x), mistakes=())
+    assert examine(pair, lambda x: [x, 2 * x]).passed
+    assert "result 2" in examine(pair, lambda x: (x, x)).text
+    assert "expected 2 results" in examine(pair, lambda x: x).text
+
+
+def test_hint_comes_after_the_second_failure():
+    """The first failure explains; from the second on there is a hint; passing resets nothing but is remembered."""
+    wrong, right = (lambda x: x), (lambda x: 2 * x)
+    assert check.check(DOUBLE, wrong).hint == ""
+    assert check.check(DOUBLE, wrong).hint == "Two times x."
+    assert check.check(DOUBLE, right).passed
+    assert check._session["double"].passed
+    assert check._session["double"].count == 3
+
+
+def test_figure_of_yours_against_expected_is_drawn_for_a_wrong_value():
+    """An exercise with a plot shows both sets of numbers where values differ, and nothing where the shape does."""
+    verdict = check.p_ds(lambda p, q: torch.softmax(q - p, -1))
+    names = [trace.name for trace in verdict.figure.data]
+    assert names == ["expected", "yours"]
+    assert check.p_ds(lambda p, q: torch.zeros(1)).figure is None
+
+
+def test_verdict_escapes_what_it_shows():
+    """A learner's exception text cannot inject HTML into the page."""
+
+    def evil(x):
+        raise ValueError("<script>")
+
+    html = examine(DOUBLE, evil)._repr_html_()
+    assert "<script>" not in html
+    assert "&lt;script&gt;" in html
+
+
+def test_a_call_instead_of_the_function_is_a_users_mistake():
+    """lab.check.x(f(…)) in place of lab.check.x(f) is explained in one line."""
+    with pytest.raises(UserError, match="takes your function"):
+        check.p_ds(torch.zeros(3))
+
+
+def test_an_unknown_exercise_lists_the_known():
+    """A misspelt exercise is an AttributeError that names those there are."""
+    with pytest.raises(AttributeError, match="p_ds"):
+        check.no_such_exercise  # noqa: B018
+    assert set(dir(check)) == set(EXERCISES)
+
+
+# Progress
+
+
+def test_progress_counts_and_exports(tmp_path):
+    """The panel lists every exercise of the course; the JSON holds notebook, passed and attempts of each."""
+    check.p_ds(lambda p, q: p)
+    check.p_ds(EXERCISES["p_ds"].reference)
+    check.entropy(lambda p: p)
+    rows = progress().as_json()["exercises"]
+    assert rows.keys() == EXERCISES.keys()
+    assert rows["p_ds"] == {"notebook": "01", "passed": True, "attempts": 2}
+    assert rows["entropy"] == {"notebook": "01", "passed": False, "attempts": 1}
+    assert rows["codes"]["attempts"] == 0
+    assert "1 of" in progress()._repr_html_()
+    progress().save(tmp_path / "p.json")
+    assert json.loads((tmp_path / "p.json").read_text()) == progress().as_json()
+
+
+def test_progress_of_another_session_is_kept(tmp_path, monkeypatch):
+    """Saving to the file of an earlier session keeps what was passed there: each notebook has a session of its own."""
+    path = tmp_path / "p.json"
+    check.p_ds(EXERCISES["p_ds"].reference)
+    progress().save(path)
+    monkeypatch.setattr(check, "_session", {})
+    check.entropy(EXERCISES["entropy"].reference)
+    progress().save(path)
+    rows = json.loads(path.read_text())["exercises"]
+    assert rows["p_ds"]["passed"] and rows["entropy"]["passed"] and not rows["codes"]["passed"]
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"exercises": {"p_ds": 3}}', '{"a": 1}'])
+def test_a_foreign_file_is_not_overwritten(tmp_path, content):
+    """A file that is no progress file is refused in one line and left as it is."""
+    path = tmp_path / "notes.json"
+    path.write_text(content)
+    with pytest.raises(UserError, match="no progress file"):
+        progress().save(path)
+    assert path.read_text() == content
