@@ -14,22 +14,18 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
-
-from torch import Tensor
+from typing import Any
 
 from adadfq_lab.errors import UserError
 from adadfq_lab.files import write_atomically
 from adadfq_lab.integers import Integers, integers
 from adadfq_lab.onnx_graph import IMAGES, LOGITS, OnnxGraph, write_operations
-from adadfq_lab.onnx_qlinear import EightBits, qlinear_layer
 from adadfq_lab.operations import Operation, operations
 from adadfq_lab.packing import pack
 from adadfq_lab.student import Student
 from adadfq_lab.student_files import save_student
 from adadfq_lab.teachers import Teacher
 
-Arithmetic = Literal["auto", "exact", "fused"]
 FORMAT = "adadfq onnx 1"
 OPSET, IR_VERSION = 21, 10
 INSTALL = 'pip install "adadfq-lab[export]"'
@@ -71,9 +67,7 @@ def export_onnx(
     teacher: Teacher | None = None,
     *,
     shape: tuple[int, int, int] | None = None,
-    input_bits: int = 16,
-    arithmetic: Arithmetic = "auto",
-    images: Tensor | None = None,
+    input_bits: int = 24,
 ) -> Exported:
     """Writes `student` to `path` as ONNX in which every convolution and linear layer is an integer operation.
 
@@ -81,7 +75,8 @@ def export_onnx(
 
     teacher:    the student's; its image shape, normalisation and classes go into the file, and `verify` needs them
     shape:      (C, H, W) of the images, needed only without a teacher
-    input_bits: integers that stand for what Q leaves float at a layer's input: 16, as near as makes no difference, or 8
+    input_bits: integers that stand for what Q leaves float at a layer's input, in planes of eight: 24 bits are what a float32
+                holds; 16 and 8 are faster, and coarser
 
     Raises UserError where the student has no integers (see `integers`), an operation of it has no integer form (naming it), the
     path cannot be written, or the package onnx is missing.
@@ -90,18 +85,13 @@ def export_onnx(
     shape = shape or (teacher.info.input_shape if teacher else None)
     if shape is None:
         raise UserError("which images the student takes is not known; give its teacher, or shape=(channels, height, width)")
-    if input_bits not in (8, 16):
-        raise UserError(f"input_bits must be 8 or 16, not {input_bits}")
+    if input_bits not in (8, 16, 24):
+        raise UserError(f"input_bits must be 8, 16 or 24, not {input_bits}")
     if path.suffix != ".onnx" or not path.parent.is_dir():
         raise UserError(f"{path} must end in .onnx and lie in a folder that exists")
     table, steps = integers(student), operations(student, shape)
-    if arithmetic == "auto":
-        arithmetic = "exact" if student.bits.weights < 8 else "fused"
     graph = OnnxGraph(student, table, input_bits)
-    if arithmetic == "exact":
-        write_operations(graph, steps, _image_bounds(teacher))
-    else:
-        write_operations(graph, steps, _image_bounds(teacher), qlinear_layer, EightBits(student, steps, images))
+    write_operations(graph, steps, _image_bounds(teacher))
     beside = sidecar(path, "student")
     facts: dict[str, Any] = {"format": FORMAT, "bits": str(student.bits), "input_bits": input_bits, "shape": shape}
     try:

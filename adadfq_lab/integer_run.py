@@ -1,0 +1,240 @@
+"""The student run on its integers, with nothing simulated: the proof that a fake-quantised network is an integer network.
+
+    acc = sum (q_x - zero_point_x)(q_w - zero_point_w)            int32, exact
+    y   = acc * (scale_x * scale_w) + bias                        one float multiplication and addition per output
+    q_y = clamp(round(y / scale_y) + zero_point_y)                the next layer's integers
+
+Slow and clear. This and Q's forward round their floats in different places, so a code may differ where y / scale_y lies on a
+rounding tie within float precision, and only there; `compare_layers` counts.
+"""
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from adadfq_lab.integers import IntegerLayer, Integers, integers
+from adadfq_lab.layers import QuantConv2d
+from adadfq_lab.operations import Operation, forward_values, operations
+from adadfq_lab.student import Student
+
+TIE = 1e-3  # of a step: how near to k + 1/2 a value must lie for float rounding to decide its code
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A tensor on a grid while the network runs: (codes - zero_point) * scale, codes int32."""
+
+    codes: Tensor
+    zero_point: int
+    scale: Tensor
+
+    @property
+    def centred(self) -> Tensor:
+        return self.codes - self.zero_point
+
+    def real(self) -> Tensor:
+        return self.centred.to(self.scale.dtype) * self.scale
+
+
+@dataclass(frozen=True)
+class LayerComparison:
+    """Integers against Q's fake-quantised forward, for one operation that was given Q's own inputs.
+
+    elements:   numbers compared: a layer's outputs, or an activation's codes
+    difference: the largest absolute difference, divided by the largest absolute output
+    differing:  codes that differ (activations only)
+    ties:       those of them that float rounding decides: y / scale within TIE of k + 1/2
+    """
+
+    name: str
+    kind: str
+    elements: int
+    difference: float
+    differing: int = 0
+    ties: int = 0
+
+    def __str__(self) -> str:
+        counts = f", {self.differing} codes differ, {self.ties} of them ties" if self.kind == "activation" else ""
+        return f"{self.name} ({self.kind}): {self.elements:,} elements, largest difference {self.difference:.1e}{counts}"
+
+
+@torch.no_grad()
+def run_integer(student: Student, x: Tensor, *, input_bits: int = 24, table: Integers | None = None) -> Tensor:
+    """The logits of normalised images `x` `(N, C, H, W)`, every convolution and linear layer on integers with int32 sums.
+
+    What Q leaves float at a layer's input (the image, unless `every_input`) becomes integers of `input_bits` bits over the
+    range it has, in planes of eight: x = s (q_1 + q_2/256 + q_3/65536), one int32 sum for each. 24 bits are what a float32
+    holds; 8 are one plane. Sums over a pool's window are integers too, so a pooled vector stays exact.
+
+    table: other integers than `integers(student)`, such as those read back from a packed file
+    """
+    table = table or integers(student)
+    values: dict[str, Quantity | Tensor] = {}
+    steps = operations(student, tuple(x.shape[1:]))
+    for step in steps:
+        values[step.name] = _apply(step, [values[i] for i in step.inputs], student, table, x, input_bits)
+    return _real(values[steps[-1].name])
+
+
+@torch.no_grad()
+def compare_layers(
+    student: Student, x: Tensor, *, input_bits: int = 24, table: Integers | None = None
+) -> list[LayerComparison]:
+    """Each convolution, linear layer and activation, in integers on Q's own inputs, against what Q's forward makes of them.
+
+    table: as for `run_integer`
+    """
+    table, reference = table or integers(student), forward_values(student, x)
+    values: dict[str, Quantity | Tensor] = {}
+    rows: list[LayerComparison] = []
+    for step in operations(student, tuple(x.shape[1:])):
+        value = _apply(step, [values[i] for i in step.inputs], student, table, x, input_bits)
+        expected = reference[step.name]
+        if step.kind in ("conv", "linear", "activation"):
+            difference = float((_real(value) - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
+        if step.kind in ("conv", "linear"):
+            rows.append(LayerComparison(step.name, step.kind, expected.numel(), difference))
+        elif step.kind == "activation" and isinstance(value, Quantity):
+            grid = table.activations[step.target.removeprefix("activations.")]
+            own = grid.codes(expected)
+            wrong = own != value.codes
+            y = reference[step.inputs[0]][wrong] / grid.scale
+            ties = ((y - y.floor() - 0.5).abs() < TIE).sum()
+            rows.append(LayerComparison(step.name, step.kind, own.numel(), difference, int(wrong.sum()), int(ties)))
+            value = Quantity(own, grid.zero_point, grid.scale)  # the next layer starts from Q's own numbers
+        values[step.name] = value
+    return rows
+
+
+def _real(value: Quantity | Tensor) -> Tensor:
+    return value.real() if isinstance(value, Quantity) else value
+
+
+def _apply(
+    step: Operation, inputs: list[Quantity | Tensor], student: Student, table: Integers, x: Tensor, input_bits: int
+) -> Quantity | Tensor:
+    """One operation on integers where its input is integers."""
+    if step.kind == "input":
+        return x
+    if step.kind in ("conv", "linear"):
+        return _multiply_accumulate(step, inputs[0], student, table.layers[step.target], input_bits)
+    if step.kind == "activation":
+        grid = table.activations[step.target.removeprefix("activations.")]
+        return Quantity(grid.codes(_real(inputs[0])), grid.zero_point, grid.scale)
+    first = inputs[0]
+    if step.kind in _MOVES and all(_same_grid(v, first) for v in inputs):
+        assert isinstance(first, Quantity)
+        moved = _MOVES[step.kind](step, [v.codes for v in inputs if isinstance(v, Quantity)], first.zero_point)
+        return Quantity(moved, first.zero_point, first.scale)
+    reals = [_real(v) for v in inputs]
+    if step.kind in _MOVES:
+        return _MOVES[step.kind](step, reals, 0)
+    if step.kind == "average_pool":
+        return _average(step, first)
+    if step.kind == "arithmetic":
+        operands = iter(reals)
+        left, right = (next(operands) if number is None else number for number in step.options["operands"])
+        out: Tensor = getattr(operator, step.options["function"])(left, right)
+    elif step.kind == "batch_norm":
+        out = student.graph.get_submodule(step.target)(reals[0])
+    elif step.options["function"] == "clamp":
+        out = reals[0].clamp(*step.options["limits"])
+    else:
+        out = _FUNCTIONS[step.options["function"]](reals[0])
+    return out
+
+
+_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "neg": torch.neg,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "hardsigmoid": F.hardsigmoid,
+    "hardswish": F.hardswish,
+    "silu": F.silu,
+}
+
+
+def _same_grid(a: Quantity | Tensor, b: Quantity | Tensor) -> bool:
+    return isinstance(a, Quantity) and isinstance(b, Quantity) and a.zero_point == b.zero_point and bool(a.scale == b.scale)
+
+
+def _multiply_accumulate(
+    step: Operation, value: Quantity | Tensor, student: Student, layer: IntegerLayer, input_bits: int
+) -> Tensor:
+    """acc * scale + bias of a convolution or linear layer, acc in int32."""
+    module = student.graph.get_submodule(step.target)
+    shape = (-1, 1, 1) if isinstance(module, QuantConv2d) else (-1,)
+    out = layer.bias.view(shape)
+    for plane in [value] if _fits(value, layer) else split_planes(_real(value), input_bits):
+        assert isinstance(plane, Quantity)
+        q = plane.centred
+        acc = convolve(q, layer.centred, module) if isinstance(module, QuantConv2d) else q @ layer.centred.T
+        out = acc.to(plane.scale.dtype) * (plane.scale * layer.scale).view(shape) + out
+    return out
+
+
+def _fits(value: Quantity | Tensor, layer: IntegerLayer) -> bool:
+    """Whether these are integers whose sums an int32 holds; those of a pool's window may be wider than eight bits."""
+    reach = int(layer.centred.abs().flatten(1).sum(1).max())
+    return isinstance(value, Quantity) and int(value.centred.abs().max()) * reach < 2**31
+
+
+def convolve(q: Tensor, weight: Tensor, module: QuantConv2d) -> Tensor:
+    """The convolution of `module` on int32 tensors, int32; torch neither dilates these nor pads them by other than zeros."""
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    q = F.pad(q.double(), module._pad, mode).to(torch.int32)
+    spread = [d * (k - 1) + 1 for d, k in zip(module.dilation, weight.shape[2:], strict=True)]
+    dilated = weight.new_zeros(*weight.shape[:2], *spread)
+    dilated[:, :, :: module.dilation[0], :: module.dilation[1]] = weight
+    return F.conv2d(q, dilated, None, module.stride, groups=module.groups)
+
+
+def split_planes(value: Tensor, bits: int) -> list[Quantity]:
+    """Integers of eight bits each that add up to a float tensor: over its range, then over what rounding left, and so on."""
+    scale = (value.max().clamp(min=0) - value.min().clamp(max=0)).clamp(min=1e-8) / 255
+    planes, rest = [], value
+    for _ in range(bits // 8):
+        planes.append(Quantity((rest / scale).round().to(torch.int32), 0, scale))
+        rest, scale = rest - planes[-1].real(), scale / 256
+    return planes
+
+
+def _average(step: Operation, value: Quantity | Tensor) -> Quantity | Tensor:
+    """A window's sum of codes over its size: integers, on a grid so many times finer, where windows are whole."""
+    (kh, kw), (sh, sw), padding = (step.options[k] for k in ("kernel", "stride", "padding"))
+    whole = not step.options["ceil"] and (padding == (0, 0) or step.options["include_pad"])
+    if isinstance(value, Quantity) and whole:
+        centred = F.pad(value.centred, (padding[1], padding[1], padding[0], padding[0]))
+        sums = centred.unfold(2, kh, sh).unfold(3, kw, sw).sum((-1, -2), dtype=torch.int32)
+        return Quantity(sums.reshape(-1, *step.shape), 0, value.scale / (kh * kw))
+    real = _real(value)
+    pooled = F.avg_pool2d(real, (kh, kw), (sh, sw), padding, step.options["ceil"], step.options["include_pad"])
+    return pooled.reshape(-1, *step.shape)
+
+
+def _max_pool(step: Operation, xs: list[Tensor], _: int) -> Tensor:
+    o = step.options
+    real = xs[0].float() if xs[0].dtype == torch.int32 else xs[0]  # codes are exact in float32; int32 has no max_pool2d
+    return F.max_pool2d(real, o["kernel"], o["stride"], o["padding"], o["dilation"], o["ceil"]).to(xs[0].dtype)
+
+
+def _slice(step: Operation, xs: list[Tensor], _: int) -> Tensor:
+    out = xs[0]
+    for dim, start, stop, stride in step.options["cuts"]:
+        out = out[(slice(None),) * dim + (slice(start, stop, stride),)]
+    return out
+
+
+# Operations whose results are among their inputs, and zeros: on codes they are what they are on numbers.
+_MOVES: dict[str, Callable[[Operation, list[Tensor], int], Tensor]] = {
+    "max_pool": _max_pool,
+    "slice": _slice,
+    "concat": lambda step, xs, zero: torch.cat(xs, 1),
+    "pad": lambda step, xs, zero: F.pad(xs[0], step.options["amounts"], value=zero),
+    "reshape": lambda step, xs, zero: xs[0].reshape(-1, *step.shape),
+    "transpose": lambda step, xs, zero: xs[0].permute(step.options["order"]),
+}
