@@ -30,7 +30,9 @@ def pack_bits(codes: Tensor, bits: int) -> Tensor:
 
 
 def unpack_bits(stream: Tensor, bits: int, count: int) -> Tensor:
-    """The first `count` signed `bits`-bit integers of a stream that `pack_bits` made, int8."""
+    """The `count` signed `bits`-bit integers of a stream that `pack_bits` made, int8; ValueError where they do not fill it."""
+    if bits not in range(2, 9) or len(stream) != -(-count * bits // 8):
+        raise ValueError(f"{count} codes of {bits} bits are not {len(stream)} bytes")
     columns = np.unpackbits(stream.numpy(), count=count * bits).reshape(count, bits)
     unsigned = np.packbits(columns, axis=1)[:, 0] >> (8 - bits)
     return torch.from_numpy(unsigned.astype(np.int16) + quant_range(bits)[0]).to(torch.int8)
@@ -50,17 +52,14 @@ def pack(student: Student, path: Path, table: Integers | None = None) -> Path:
         "zero_points": pack_bits(torch.cat([layer.zero_point for layer in layers]), bits),
         "scales": torch.cat([layer.scale for layer in layers]).float(),
         "biases": torch.cat([layer.bias for layer in layers]).float(),
-        "grids": torch.stack([grid.scale for grid in table.activations.values()]).float()
-        if table.activations
-        else torch.empty(0),
+        "grids": torch.tensor([float(grid.scale) for grid in table.activations.values()]),
     }
-    grids = list(table.activations)
-    inputs = {id(grid): i for i, grid in enumerate(table.activations.values())}
+    inputs = {id(grid): i for i, grid in enumerate(table.activations.values())} | {id(None): None}
     meta = {
         "kind": "packed",
         "bits": [bits, student.bits.activations],
-        "layers": [[v.name, v.kind, list(v.codes.shape), None if v.input is None else inputs[id(v.input)]] for v in layers],
-        "grids": [[name, grid.relu, grid.zero_point] for name, grid in zip(grids, table.activations.values(), strict=True)],
+        "layers": [[v.name, v.kind, list(v.codes.shape), inputs[id(v.input)]] for v in layers],
+        "grids": [[name, grid.relu, grid.zero_point] for name, grid in table.activations.items()],
     }
     save_tensors(path, tensors, meta)
     return path
