@@ -67,7 +67,7 @@ def run_integer(student: Student, x: Tensor, *, input_bits: int = 24, table: Int
     """The logits of normalised images `x` `(N, C, H, W)`, every convolution and linear layer on integers with int32 sums.
 
     What Q leaves float at a layer's input (the image, unless `every_input`) becomes integers of `input_bits` bits over the
-    range it has, in planes of eight: x = s (q_1 + q_2/256 + q_3/65536), one int32 sum for each. 24 bits are what a float32
+    range it has, in planes of eight: x = s (q_1 + q_2/254 + q_3/254^2), one int32 sum for each. 24 bits are what a float32
     holds; 8 are one plane. Sums over a pool's window are integers too, so a pooled vector stays exact.
 
     table: other integers than `integers(student)`, such as those read back from a packed file
@@ -194,12 +194,15 @@ def convolve(q: Tensor, weight: Tensor, module: QuantConv2d) -> Tensor:
 
 
 def split_planes(value: Tensor, bits: int) -> list[Quantity]:
-    """Integers of eight bits each that add up to a float tensor: over its range, then over what rounding left, and so on."""
+    """Integers of eight bits each that add up to a float tensor: over its range, then over what rounding left, and so on.
+
+    254 and not 256, so that what rounding left of one plane lies within +-127 of the next.
+    """
     scale = (value.max().clamp(min=0) - value.min().clamp(max=0)).clamp(min=1e-8) / 255
     planes, rest = [], value
     for _ in range(bits // 8):
         planes.append(Quantity((rest / scale).round().to(torch.int32), 0, scale))
-        rest, scale = rest - planes[-1].real(), scale / 256
+        rest, scale = rest - planes[-1].real(), scale / 254
     return planes
 
 

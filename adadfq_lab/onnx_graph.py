@@ -1,19 +1,13 @@
-"""A student's operations as ONNX nodes, every convolution an integer convolution.
+"""An ONNX graph under construction, and every operation of a student in it that is no layer.
 
-A tensor comes in two forms: *codes*, uint8 on the grid of an activation, and *floats*. Between two activations of Q the file
-does, node by node, the arithmetic of `run_integer`:
+A tensor comes in two forms: *codes*, uint8 on the grid of an activation, and *floats*. Q's signed codes are stored with
+quant_min taken off, which makes the zero point of a ReLU's grid 0. An activation is
 
-    ConvInteger      acc = sum (q_x - zero_point_x)(q_w - zero_point_w)    uint8 times uint8 in int32, exact
-    Cast, Mul, Add   y = acc * (scale_x * scale_w) + bias                  batch norm folded into scale_w and bias
     QuantizeLinear   q_y = round(y / scale_y) + zero_point_y               uint8; the ReLU is its clamp at 0
     Clip             q_y = min(q_y, 2^n - 1)                               on integers
 
-and so gives what Q gives, but for rounding ties. Q's signed codes are stored with quant_min taken off, which makes the zero
-point of a ReLU's grid 0. Weights are raw int8 initialisers that hold Q's own codes, with a zero point per output channel. The
-few nodes that make one uint8 tensor of both have constant inputs: a runtime computes them once, on loading.
-
-Where Q leaves a layer's input float, it enters as 16-bit integers in two uint8 planes, x = s (hi - z) + s/256 (lo - 128), and
-the layer is two integer convolutions.
+What only moves numbers (pools of maxima, reshapes, concatenations) moves codes; what computes with them (residual adds, pools
+of means) computes in float32 on DequantizeLinear of them, as Q does. The layers are in `adadfq_lab.onnx_layers`.
 """
 
 import operator
@@ -25,8 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from adadfq_lab.integers import Grid, IntegerLayer, Integers
-from adadfq_lab.layers import QuantConv2d
+from adadfq_lab.integers import Grid, Integers
 from adadfq_lab.operations import Operation
 from adadfq_lab.quantizer import quant_range
 from adadfq_lab.student import Student
@@ -36,9 +29,6 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 Bounds = tuple[float, float] | None
-IMAGES, LOGITS = "images", "logits"
-UINT8, INT32 = 2, 6  # ONNX's numbers for types
-OFFSET = 128  # of uint8 weights: what stands for 0
 
 
 @dataclass(frozen=True)
@@ -55,26 +45,13 @@ class Value:
     bounds: Bounds = None
 
 
-LayerWriter = Callable[["OnnxGraph", Operation, Value], Value]
-Settler = Callable[["OnnxGraph", Operation, Value], Value]
-
-
-@dataclass(frozen=True)
-class Plane:
-    """uint8 codes that enter an integer layer; `scale` is a number, or the name of a tensor that holds it at run time."""
-
-    codes: str
-    zero_point: str
-    scale: float | str
-
-
 @dataclass
 class OnnxGraph:
-    """Nodes and initialisers under construction, and how the student is being written."""
+    """Nodes and initialisers so far; `input_bits` of the integers that stand for a layer's float input."""
 
     student: Student
     table: Integers
-    input_bits: int = 16
+    input_bits: int
     nodes: list["onnx.NodeProto"] = field(default_factory=list)
     constants: dict[str, Array] = field(default_factory=dict)
     made: set[str] = field(default_factory=set)
@@ -89,6 +66,10 @@ class OnnxGraph:
         """An initialiser of int64, as shapes are."""
         return self.constant(name, numbers, np.int64)
 
+    def byte(self, number: int) -> str:
+        """A uint8 number, as zero points are; one initialiser for all who use it."""
+        return self.constant(f"uint8.{number}", number, np.uint8)
+
     def node(self, op: str, inputs: list[str], *outputs: str, **attributes: Any) -> str:
         """A node; returns the name of its first output."""
         from onnx import helper
@@ -99,8 +80,7 @@ class OnnxGraph:
 
     def grid(self, name: str, grid: Grid) -> tuple[str, str]:
         """Names of the scale and the zero point, uint8, of an activation's grid."""
-        zero_point = grid.zero_point - quant_range(grid.bits)[0]
-        return self.constant(f"{name}.scale", float(grid.scale)), self.constant(f"{name}.zero_point", zero_point, np.uint8)
+        return self.constant(f"{name}.scale", float(grid.scale)), self.byte(byte_of(grid, grid.zero_point))
 
     def floats(self, value: Value) -> str:
         """The name of the float form of `value`, dequantised on first use."""
@@ -109,161 +89,23 @@ class OnnxGraph:
         name = f"{value.codes}.float"
         if name not in self.made:
             assert value.grid is not None
-            self.node("DequantizeLinear", [value.codes, *self.grid(f"{name}.of", value.grid)], name)
+            self.node("DequantizeLinear", [value.codes, *self.grid(name, value.grid)], name)
         return name
 
 
-def write_operations(
-    graph: OnnxGraph, steps: list[Operation], images: Bounds, layer: LayerWriter | None = None, settle: Settler | None = None
-) -> None:
-    """Writes `steps` into `graph`, from the tensor IMAGES to the tensor LOGITS.
-
-    images: between which floats the normalised images lie
-    layer:  writes a convolution or linear layer, by default with exact sums in int32
-    settle: sees each value when it is made and may put it on a grid
-    """
-    values: dict[str, Value] = {}
-    for step in steps:
-        inputs = [values[i] for i in step.inputs]
-        if step.kind == "input":
-            value = Value(IMAGES, bounds=images)
-        elif step.kind in ("conv", "linear"):
-            value = (layer or exact_layer)(graph, step, inputs[0])
-        else:
-            value = _WRITERS[step.kind](graph, step, inputs)
-        values[step.name] = settle(graph, step, value) if settle else value
-    graph.node("Identity", [graph.floats(values[steps[-1].name])], LOGITS)
-
-
-# Layers
-
-
-def exact_layer(graph: OnnxGraph, step: Operation, value: Value) -> Value:
-    """acc * scale + bias of a convolution or linear layer, for each plane of its input."""
-    layer, module = graph.table.layers[step.target], graph.student.graph.get_submodule(step.target)
-    attributes: dict[str, Any] = {}
-    if isinstance(module, QuantConv2d):
-        value, attributes = padded(graph, step.name, value, module)
-    terms: list[str] = []
-    for plane, part in zip(_planes(graph, step.name, value), ("", ".low"), strict=False):
-        acc = _sum(graph, f"{step.name}{part}", layer, plane, attributes, step.shape)
-        scale = _scale(graph, f"{step.name}{part}", layer, plane.scale)
-        terms.append(graph.node("DequantizeLinear", [acc, scale], f"{step.name}{part}.float", axis=1))
-    terms.append(graph.constant(f"{layer.name}.bias", layer.bias.view((-1, 1, 1) if layer.kind == "conv" else -1)))
-    total = terms[0]
-    for i, term in enumerate(terms[1:]):
-        total = graph.node("Add", [total, term], step.name if i == len(terms) - 2 else f"{step.name}.planes")
-    return Value(total)
-
-
-def _sum(
-    graph: OnnxGraph, name: str, layer: IntegerLayer, plane: Plane, attributes: dict[str, Any], shape: tuple[int, ...]
-) -> str:
-    """sum (q_x - zero_point_x)(q_w - zero_point_w) in int32, of the shape `shape` for one image.
-
-    At 8 bits q_w - zero_point_w takes nine. Then the weights go in as q_w, with one more output channel (of each group) whose
-    weights are 1, and zero_point_w times that channel is taken off.
-    """
-    op = "ConvInteger" if layer.kind == "conv" else "MatMulInteger"
-    groups, out = attributes.get("group", 1), len(layer.codes)
-    nine_bits = int(layer.centred.abs().max()) > 127
-    weight = f"{layer.name}.weight.uint8"
-    if weight not in graph.made:  # else the layer is called twice
-        _uint8_weight(graph, layer, groups if nine_bits else 0)
-    zero = graph.constant("weight.zero", OFFSET, np.uint8)
-    acc = graph.node(op, [plane.codes, weight, plane.zero_point, zero], f"{name}.acc", **attributes)
-    if not nine_bits:
-        return acc
-    each, rest = out // groups, shape[1:]
-    grouped = graph.node(
-        "Reshape", [acc, graph.integers(f"{name}.grouped", -1, groups, each + 1, *rest)], f"{name}.acc.grouped"
-    )
-    graph.node("Split", [grouped, graph.integers(f"{name}.parts", each, 1)], f"{name}.raw", f"{name}.ones", axis=2)
-    zero_point = layer.zero_point.view(groups, each, *(1 for _ in rest))
-    taken = [f"{name}.ones", graph.constant(f"{layer.name}.weight.zero_point", zero_point, np.int32)]
-    centred = graph.node("Sub", [f"{name}.raw", graph.node("Mul", taken, f"{name}.taken")], f"{name}.centred")
-    return graph.node("Reshape", [centred, graph.integers(f"{name}.shape", -1, *shape)], f"{name}.sum")
-
-
-def _scale(graph: OnnxGraph, name: str, layer: IntegerLayer, scale: float | str) -> str:
-    """scale_x * scale_w per output channel, in float32 as Q multiplies."""
-    if isinstance(scale, str):
-        return graph.node("Mul", [graph.constant(f"{layer.name}.weight.scale", layer.scale), scale], f"{name}.scale")
-    return graph.constant(f"{name}.scale", layer.scale * scale)
-
-
-def _uint8_weight(graph: OnnxGraph, layer: IntegerLayer, groups: int) -> None:
-    """Nodes from Q's codes, int8, to q - zero_point as uint8, OFFSET for 0; where groups > 0: q and channels of ones."""
-    name, shape = f"{layer.name}.weight", tuple(layer.codes.shape)
-    wide = graph.node("Cast", [graph.constant(name, layer.codes, np.int8)], f"{name}.int32", to=INT32)
-    if groups == 0:
-        zero_point = layer.zero_point.view(-1, *(1 for _ in shape[1:]))
-        zero = graph.node("Cast", [graph.constant(f"{name}.zero_point", zero_point, np.int8)], f"{name}.zero", to=INT32)
-        wide = graph.node("Sub", [wide, zero], f"{name}.centred")
-    else:
-        size = graph.integers(f"{name}.size", groups, 1, *shape[1:])
-        ones = graph.node("Expand", [graph.constant("one", 1, np.int32), size], f"{name}.ones")
-        grouped = graph.node("Reshape", [wide, graph.integers(f"{name}.groups", groups, -1, *shape[1:])], f"{name}.grouped")
-        both = graph.node("Concat", [grouped, ones], f"{name}.both", axis=1)
-        wide = graph.node("Reshape", [both, graph.integers(f"{name}.shape", -1, *shape[1:])], f"{name}.extended")
-    if layer.kind == "linear":
-        wide = graph.node("Transpose", [wide], f"{name}.transposed", perm=[1, 0])
-    moved = graph.node("Add", [wide, graph.constant("weight.offset", OFFSET, np.int32)], f"{name}.moved")
-    graph.node("Cast", [moved], f"{name}.uint8", to=UINT8)
-
-
-def padded(graph: OnnxGraph, name: str, value: Value, module: QuantConv2d) -> tuple[Value, dict[str, Any]]:
-    """The input of a convolution, and the attributes of its node; padding by other values than zero is a node of its own."""
-    left, right, top, bottom = module._pad
-    if module.padding_mode != "zeros":
-        value = _pad_by(graph, f"{name}.padded", value, list(module._pad), _PAD_MODES[module.padding_mode])
-        left = right = top = bottom = 0
-    return value, {
-        "kernel_shape": list(module.kernel_size),
-        "strides": list(module.stride),
-        "dilations": list(module.dilation),
-        "group": module.groups,
-        "pads": [top, left, bottom, right],
-    }
-
-
-def _planes(graph: OnnxGraph, name: str, value: Value) -> list[Plane]:
-    """The uint8 tensors that stand for `value` at an integer layer: its codes, or one or two planes of a float tensor."""
-    if value.codes:
-        assert value.grid is not None
-        _, zero_point = graph.grid(f"{name}.input", value.grid)
-        return [Plane(value.codes, zero_point, float(value.grid.scale))]
-    high, scale, zero_point = f"{name}.high", f"{name}.high.step", f"{name}.high.zero"
-    step: float | str = scale
-    if value.bounds is None:  # the range is that of the numbers that come
-        graph.node("DynamicQuantizeLinear", [value.floats], high, scale, zero_point)
-        scale_low = graph.node("Mul", [scale, graph.constant("1/256", 1 / 256)], f"{name}.low.step")
-        step_low: float | str = scale_low
-    else:
-        low, up = min(value.bounds[0], 0.0), max(value.bounds[1], 0.0)
-        step = float(np.float32((up - low) / 255))
-        step_low = step / 256
-        graph.constant(scale, step), graph.constant(zero_point, round(-low / step), np.uint8)
-        graph.node("QuantizeLinear", [value.floats, scale, zero_point], high)
-        scale_low = graph.constant(f"{name}.low.step", step_low)
-    planes = [Plane(high, zero_point, step)]
-    if graph.input_bits > 8:
-        back = graph.node("DequantizeLinear", [high, scale, zero_point], f"{high}.float")
-        rest = graph.node("Sub", [value.floats, back], f"{name}.rest")
-        middle = graph.constant("low.zero", OFFSET, np.uint8)
-        low_plane = graph.node("QuantizeLinear", [rest, scale_low, middle], f"{name}.low")
-        planes.append(Plane(low_plane, middle, step_low))
-    return planes
+def byte_of(grid: Grid, code: int) -> int:
+    """The uint8 that a file stores for Q's signed code."""
+    return code - quant_range(grid.bits)[0]
 
 
 def _activation(graph: OnnxGraph, step: Operation, inputs: list[Value]) -> Value:
     grid = graph.table.activations[step.target.removeprefix("activations.")]
-    codes = graph.node("QuantizeLinear", [graph.floats(inputs[0]), *graph.grid(step.name, grid)], f"{step.name}.rounded")
-    levels = 2**grid.bits - 1
-    if grid.bits < 8:
-        codes = graph.node("Clip", [codes, "", graph.constant(f"{step.name}.largest", levels, np.uint8)], f"{step.name}.codes")
-    zero_point, scale = grid.zero_point - quant_range(grid.bits)[0], float(grid.scale)
-    return Value(codes=codes, grid=grid, bounds=(-zero_point * scale, (levels - zero_point) * scale))
+    zero_point, largest = byte_of(grid, grid.zero_point), byte_of(grid, grid.largest)
+    codes = graph.node("QuantizeLinear", [graph.floats(inputs[0]), *graph.grid(step.name, grid)], f"{step.name}.codes")
+    if largest < 255:
+        codes = graph.node("Clip", [codes, "", graph.byte(largest)], f"{step.name}.clipped")
+    scale = float(grid.scale)
+    return Value(codes=codes, grid=grid, bounds=(-zero_point * scale, (largest - zero_point) * scale))
 
 
 # What moves numbers and works on codes as on floats
@@ -313,21 +155,21 @@ def _slice(graph: OnnxGraph, step: Operation, inputs: list[Value]) -> Value:
     return _move(graph, step, inputs, "Slice", [graph.integers(f"{step.name}.{k}", *v) for k, v in named.items()])
 
 
-_PAD_MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
+PAD_MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 
 
 def _pad(graph: OnnxGraph, step: Operation, inputs: list[Value]) -> Value:
-    return _pad_by(graph, step.name, inputs[0], list(step.options["amounts"]), "constant")
+    return pad_by(graph, step.name, inputs[0], list(step.options["amounts"]), "constant")
 
 
-def _pad_by(graph: OnnxGraph, name: str, value: Value, amounts: list[int], mode: str) -> Value:
+def pad_by(graph: OnnxGraph, name: str, value: Value, amounts: list[int], mode: str) -> Value:
     """Pads by torch's (left, right, top, bottom, ...), last dimension first; zeros are the grid's zero point."""
     pairs = list(zip(amounts[::2], amounts[1::2], strict=True))
     pairs = [(0, 0)] * (4 - len(pairs)) + pairs[::-1]
     pads = graph.integers(f"{name}.pads", *(a for a, _ in pairs), *(b for _, b in pairs))
     if value.grid is not None:
-        _, zero = graph.grid(f"{name}.of", value.grid)
-        codes = graph.node("Pad", [value.codes, pads, zero if mode == "constant" else ""], name, mode=mode)
+        zero = graph.byte(byte_of(value.grid, value.grid.zero_point)) if mode == "constant" else ""
+        codes = graph.node("Pad", [value.codes, pads, zero], name, mode=mode)
         return Value(codes=codes, grid=value.grid, bounds=value.bounds)
     bounds = None if value.bounds is None else (min(value.bounds[0], 0.0), max(value.bounds[1], 0.0))
     return Value(graph.node("Pad", [graph.floats(value), pads], name, mode=mode), bounds=bounds)
@@ -389,7 +231,7 @@ _FUNCTIONS: dict[str, tuple[str, Bounds]] = {
     "tanh": ("Tanh", (-1.0, 1.0)),
     "hardswish": ("HardSwish", None),
 }
-_WRITERS: dict[str, Callable[[OnnxGraph, Operation, list[Value]], Value]] = {
+WRITERS: dict[str, Callable[[OnnxGraph, Operation, list[Value]], Value]] = {
     "activation": _activation,
     "arithmetic": _arithmetic,
     "concat": _concat,

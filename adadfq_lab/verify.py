@@ -30,7 +30,7 @@ from adadfq_lab.data import ImageSet, load_data
 from adadfq_lab.errors import UserError
 from adadfq_lab.export import FORMAT, import_extra, sidecar
 from adadfq_lab.layers import QuantConv2d, QuantLayer
-from adadfq_lab.onnx_graph import IMAGES, LOGITS
+from adadfq_lab.onnx_layers import IMAGES, LOGITS
 from adadfq_lab.packing import ideal_bytes, pack
 from adadfq_lab.quantizer import QuantActivation
 from adadfq_lab.student import Student
