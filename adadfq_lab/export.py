@@ -72,7 +72,8 @@ def export_onnx(
 ) -> Exported:
     """Writes `student` to `path` as ONNX in which every convolution and linear layer is an integer operation.
 
-    The file takes normalised float32 images "images" `(N, C, H, W)` and gives "logits" `(N, classes)`.
+    The file takes normalised float32 images "images" `(N, C, H, W)` and gives "logits" `(N, classes)`. Its first integers
+    cover what pixel values in [0, 1] become by the teacher's normalisation; what lies beyond is cut off.
 
     teacher:    the student's; its image shape, normalisation and classes go into the file, and `verify` needs them
     shape:      (C, H, W) of the images, needed only without a teacher

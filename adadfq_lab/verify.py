@@ -5,42 +5,36 @@ runtime turned back into floats stands there as `Conv` or `FusedConv`. The file'
 student it was made from, image by image; its time with that of the float network in torch, on one thread each, in turn.
 """
 
-import copy
 import dataclasses
 import json
 import math
 import os
-import platform
-import statistics
 import tempfile
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from adadfq_lab.data import ImageSet, load_data
 from adadfq_lab.errors import UserError
 from adadfq_lab.export import FORMAT, import_extra, sidecar
-from adadfq_lab.layers import QuantConv2d, QuantLayer
+from adadfq_lab.layers import QuantConv2d
 from adadfq_lab.onnx_layers import IMAGES, LOGITS
-from adadfq_lab.packing import ideal_bytes, pack
-from adadfq_lab.quantizer import QuantActivation
+from adadfq_lab.packing import ideal_bytes, pack, unpack
 from adadfq_lab.student import Student
 from adadfq_lab.student_files import rebuild_student
 from adadfq_lab.teachers import normalize
+from adadfq_lab.timing import cpu, float_network, median_times
 
 INTEGER_CONVS = ("ConvInteger", "QLinearConv")
 INTEGER_PRODUCTS = ("MatMulInteger", "MatMulIntegerToFloat", "QLinearMatMul", "QGemm", "DynamicQuantizeMatMul")
 FLOAT_PRODUCTS = ("MatMul", "Gemm", "FusedGemm", "FusedMatMul")
-NOISE = 256  # standard-normal images to compare on where there are no others
+NOISE = 256  # images of random pixels to compare on where there are no others
 
 
 @dataclass(frozen=True)
@@ -113,14 +107,14 @@ def verify(
     """Runs the file `path`, which `export_onnx` wrote, beside its student.
 
     data:    test images with labels, or normalised images `(N, C, H, W)` without; by default the 2,000 shipped ones for
-             Fashion-MNIST, otherwise the teacher's test set in the folder ADADFQ_DATA, otherwise standard-normal images
+             Fashion-MNIST, otherwise the teacher's test set in the folder ADADFQ_DATA, otherwise images of random pixels
     student: the one the file was made from; by default the one stored beside it
     repeats: how often either network is timed
 
     Raises UserError where the file is missing, malformed, or none of `export_onnx`, or where its student is not to be had.
     """
     path = Path(path)
-    facts = _facts(path)
+    facts = read_facts(path)
     student = student or _stored_student(path, facts)
     session, executed = _session(path)
     labels, predictions, source = [], [], ""
@@ -130,10 +124,9 @@ def verify(
             predictions.append(torch.stack((student(images).argmax(1), _run(session, path, images).argmax(1))))
             example = images[:1]
         by_student, by_file = torch.cat(predictions, 1)
-        ms_file, ms_float = _times(lambda: _run(session, path, example), student, example, repeats)
+        ms_file, ms_float = median_times(lambda: _run(session, path, example), student, example, repeats)
     known = None if any(truth is None for truth in labels) else torch.cat([truth for truth in labels if truth is not None])
     integer = sum(executed[op] for op in INTEGER_CONVS)
-    packed = sidecar(path, "packed")
     return Verification(
         file=path.name,
         bits=str(student.bits),
@@ -149,63 +142,57 @@ def verify(
         source=source,
         bytes=path.stat().st_size,
         float_bytes=_float_bytes(student),
-        packed_bytes=packed.stat().st_size if packed.exists() else _packed_bytes(student),
+        packed_bytes=_packed_bytes(path, student),
         ideal_bytes=ideal_bytes(student),
         ms_file=ms_file,
         ms_float=ms_float,
-        cpu=_cpu(),
+        cpu=cpu(),
         versions={name: version(name) for name in ("onnxruntime", "onnx", "torch")},
         operations=dict(executed.most_common()),
     )
 
 
-class _Float(nn.Module):
-    """A quantised layer with its float weight, and its batch norm as a step of its own."""
-
-    def __init__(self, layer: QuantLayer) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, x: Tensor) -> Tensor:
-        layer = self.layer
-        if not isinstance(layer, QuantConv2d):
-            return F.linear(x, layer.weight, layer.bias)  # type: ignore[arg-type]
-        out = layer.convolve(x, layer.weight, layer.bias)
-        return out if layer.bn is None else layer.bn(out)
-
-
-def float_network(student: Student) -> nn.Module:
-    """The network `student` was made from, as far as it remembers: its float weights, batch norms and plain ReLUs."""
-    network = copy.deepcopy(student.graph)
-    for name, module in list(network.named_modules()):
-        if isinstance(module, QuantLayer):
-            network.set_submodule(name, _Float(module))
-        elif isinstance(module, QuantActivation):
-            network.set_submodule(name, {"none": nn.Identity, "relu": nn.ReLU, "relu6": nn.ReLU6}[module.relu]())
-    return network.eval()
-
-
 # The file
 
 
-def _facts(path: Path) -> dict[str, Any]:
-    """What `export_onnx` wrote down in the file about it and its student."""
+@dataclass(frozen=True)
+class Facts:
+    """What `export_onnx` wrote down in the file; classes, data, mean, std and the student's sha256 only with a teacher."""
+
+    shape: tuple[int, int, int]
+    classes: tuple[str, ...] = ()
+    data: str = ""
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    student: str = ""
+
+
+def read_facts(path: Path) -> Facts:
+    """The facts in the file's metadata; raises UserError where it is missing, damaged or none of `export_onnx`."""
     onnx, protobuf = import_extra("onnx"), import_extra("google.protobuf.message")
     try:
         model = onnx.load_model_from_string(path.read_bytes())
-        facts = {
+        plain = {
             p.key.removeprefix("adadfq."): json.loads(p.value) for p in model.metadata_props if p.key.startswith("adadfq.")
         }
     except OSError as error:
         raise UserError(f"cannot read {path} ({error.strerror})") from None
-    except (protobuf.DecodeError, ValueError):
+    except (protobuf.DecodeError, ValueError, RecursionError):
         raise UserError(f"{path} is damaged or not an ONNX file") from None
-    if facts.get("format") != FORMAT:
+    if plain.get("format") != FORMAT:
         raise UserError(f"{path} was not written by adadfq export (no {FORMAT!r} in its metadata)")
-    return facts
+    try:
+        height, width, channels = (int(plain["shape"][i]) for i in (1, 2, 0))
+        numbers = {k: tuple(float(v) for v in plain.get(k, ())) for k in ("mean", "std")}
+        words = {k: str(plain.get(k, "")) for k in ("data", "student")}
+        if min(channels, height, width) < 1 or any(len(v) not in (0, channels) for v in numbers.values()):
+            raise ValueError("impossible shape")
+        return Facts((channels, height, width), tuple(map(str, plain.get("classes", ()))), **words, **numbers)  # type: ignore[arg-type]
+    except (KeyError, IndexError, TypeError, ValueError):
+        raise UserError(f"the metadata of {path} are damaged; export it again") from None
 
 
-def _stored_student(path: Path, facts: dict[str, Any]) -> Student:
+def _stored_student(path: Path, facts: Facts) -> Student:
     beside = sidecar(path, "student")
     if not beside.exists():
         raise UserError(f"{path} has no {beside.name} beside it to compare with; export it again, or verify(path, student=Q)")
@@ -213,9 +200,17 @@ def _stored_student(path: Path, facts: dict[str, Any]) -> Student:
         _, student, sha256 = rebuild_student(beside)
     except UserError as error:
         raise UserError(f"{error}; or in Python: verify(path, student=Q)") from None
-    if sha256 != facts.get("student"):
+    if sha256 != facts.student:
         raise UserError(f"{beside} is not the student that {path} was made from (sha256 differs); export it again")
     return student
+
+
+def executed_operations(path: Path) -> Counter[str]:
+    """How often each operation stands in the graph that ONNX Runtime executes for the file, after all its optimisations.
+
+    Raises UserError where it does not load the file.
+    """
+    return _session(path)[1]
 
 
 def _session(path: Path) -> tuple[Any, Counter[str]]:
@@ -257,29 +252,31 @@ def _first_line(error: Exception) -> str:
 # The images
 
 
-def _batches(data: ImageSet | Tensor | None, facts: dict[str, Any]) -> Iterator[tuple[Tensor, Tensor | None, str]]:
+def _batches(data: ImageSet | Tensor | None, facts: Facts) -> Iterator[tuple[Tensor, Tensor | None, str]]:
     """(normalised images, labels or None, which images these are), a batch at a time."""
+    source = ""
     if data is None:
-        data = _default_data(str(facts.get("data", "")))
+        data = _default_data(facts.data)
+    mean, std = (torch.tensor(moments).view(1, -1, 1, 1) for moments in (facts.mean or (0.0,), facts.std or (1.0,)))
     if data is None:
-        noise = torch.randn(NOISE, *facts["shape"], generator=torch.Generator().manual_seed(0))
-        for batch in noise.split(_batch_size(noise)):
-            yield batch, None, f"{NOISE} standard-normal images, for want of test images"
-    elif isinstance(data, Tensor):
-        for batch in data.split(_batch_size(data)):
-            yield batch, None, f"{len(data)} images without labels"
-    elif "mean" not in facts:
+        pixels = torch.randint(256, (NOISE, *facts.shape), generator=torch.Generator().manual_seed(0))
+        data, source = normalize(pixels, mean, std), f"{NOISE} images of random pixels, for want of test images"
+    images = data if isinstance(data, Tensor) else data.images
+    if tuple(images.shape[1:]) != facts.shape or not len(images):
+        raise UserError(f"the file takes images of shape {facts.shape}, not {len(images)} of {tuple(images.shape[1:])}")
+    size = max(1, min(250, 2**18 // math.prod(facts.shape[1:])))
+    if isinstance(data, Tensor):
+        for batch in data.split(size):
+            yield batch, None, source or f"{len(data)} images without labels"
+        return
+    if not facts.mean or not facts.std:
         raise UserError(
             "the file does not say how images are normalised; export it with its teacher, or give normalised images"
         )
-    else:
-        mean, std = (torch.tensor(facts[name]).view(1, -1, 1, 1) for name in ("mean", "std"))
-        for images, labels in data.batches(_batch_size(data.images)):
-            yield normalize(images, mean, std), labels, data.source
-
-
-def _batch_size(images: Tensor) -> int:
-    return max(1, min(250, 2**18 // math.prod(images.shape[2:])))
+    if len(data.classes) != len(facts.classes):
+        raise UserError(f"{data.name} has {len(data.classes)} classes, the file {len(facts.classes)}; choose another data set")
+    for pixels, labels in data.batches(size):
+        yield normalize(pixels, mean, std), labels, data.source
 
 
 def _default_data(name: str) -> ImageSet | None:
@@ -297,51 +294,16 @@ def _percent(hits: Tensor) -> float:
     return 100 * float(hits.double().mean())
 
 
-def _times(file: Callable[[], Any], student: Student, example: Tensor, repeats: int) -> tuple[float, float]:
-    """Median milliseconds of the file and of torch in float32, whichever of torch's memory layouts is faster; interleaved."""
-    layouts = {
-        layout: float_network(student).to(memory_format=layout) for layout in (torch.channels_last, torch.contiguous_format)
-    }
-    inputs = {layout: example.contiguous(memory_format=layout) for layout in layouts}
-    calls = [file, *(lambda layout=layout: layouts[layout](inputs[layout]) for layout in layouts)]
-    spent: list[list[float]] = [[] for _ in calls]
-    with _one_thread():
-        for i in range(repeats + 3):
-            for call, times in zip(calls, spent, strict=True):
-                start = time.perf_counter()
-                call()
-                times.append(1e3 * (time.perf_counter() - start))
-            if i >= 10 and sum(map(sum, spent)) > 20_000:
-                break
-    medians = [statistics.median(times[3:]) for times in spent]  # the first three warm up
-    return medians[0], min(medians[1:])
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def _float_bytes(student: Student) -> int:
     state = float_network(student).state_dict()
     return sum(4 * tensor.numel() for name, tensor in state.items() if not name.endswith("num_batches_tracked"))
 
 
-def _packed_bytes(student: Student) -> int:
+def _packed_bytes(path: Path, student: Student) -> int:
+    """Of the container beside the file, which is read to see that it is intact; where there is none, of one made for this."""
+    packed = sidecar(path, "packed")
+    if packed.exists():
+        unpack(packed)
+        return packed.stat().st_size
     with tempfile.TemporaryDirectory() as folder:
         return pack(student, Path(folder) / "packed.safetensors").stat().st_size
-
-
-def _cpu() -> str:
-    """The processor's name, as the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
