@@ -100,6 +100,42 @@ def train_teacher(config: TeacherConfig, output: Path, json: Json = False) -> No
     _say(dataclasses.asdict(info), f"{info.name}: {info.top1} % on {info.evaluated_on}", json)
 
 
+def export(run: tyro.conf.Positional[str], output: Path, input_bits: Literal[8, 16, 24] = 24, json: Json = False) -> None:
+    """Write a run's student as an ONNX file that computes on integers, and its weights packed at n bits each beside it.
+
+    Args:
+        run: A run folder, or its student.safetensors.
+        output: Where to write it, ending in .onnx.
+        input_bits: Integers that stand for what the student leaves float at a layer's input.
+    """
+    from adadfq_lab.export import export_onnx
+    from adadfq_lab.student_files import load_student
+
+    path = Path(run)
+    teacher, student = load_student(path / "student.safetensors" if path.is_dir() else path)
+    done = export_onnx(student, output, teacher, input_bits=input_bits)
+    _say(done.as_json(), str(done), json)
+
+
+def verify(file: tyro.conf.Positional[Path], data: str = "", json: Json = False) -> None:
+    """Run an exported file and see: is it integer, does it score what the student scores, how large and how fast is it?
+
+    Exit status 1 if a convolution is not computed on integers.
+
+    Args:
+        file: What `adadfq export` wrote.
+        data: fashion_mnist, cifar10, cifar100, or a folder of images; if empty, the shipped images of the teacher's data
+            set, or those in the folder that ADADFQ_DATA names.
+    """
+    from adadfq_lab.data import load_data
+    from adadfq_lab.verify import verify as run_it
+
+    found = run_it(file, load_data(data, "test") if data else None)
+    _say(found.as_json(), found.table(), json)
+    if not found.ok:
+        sys.exit(1)
+
+
 def methods(json: Json = False) -> None:
     """List the methods and the idea of each."""
     from adadfq_lab.methods import METHODS
@@ -159,6 +195,8 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "train": tyro.conf.configure(tyro.conf.OmitArgPrefixes)(train),
     "evaluate": evaluate,
     "train-teacher": tyro.conf.configure(tyro.conf.OmitArgPrefixes)(train_teacher),
+    "export": export,
+    "verify": verify,
     "methods": methods,
     "fidelity": fidelity,
     "bench": bench,

@@ -58,7 +58,7 @@ class Exported:
 
     def __str__(self) -> str:
         files = [f"{self.file} ({self.bytes:,} bytes)", f"{self.packed} ({self.packed_bytes:,} bytes)", str(self.student or "")]
-        head = f"{self.bits}: {self.convs} convolutions and {self.linears} linear layers on integers"
+        head = f"{self.bits}: convolutions {self.convs}, linear layers {self.linears}, all on integers"
         return "\n".join([head, "wrote " + ", ".join(f for f in files if f), *self.notes])
 
 

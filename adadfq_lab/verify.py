@@ -84,12 +84,13 @@ class Verification:
 
     def table(self) -> str:
         """The same as a few lines of text."""
-        verdict = (
-            "every convolution is an integer convolution" if self.ok else "NOT every convolution is an integer convolution"
-        )
+        verdict = f"{'every' if self.ok else 'NOT every'} convolution is an integer convolution"
         scores = "" if self.top1_file is None else f"top-1 {self.top1_file:.2f} %, the student's {self.top1_student:.2f} %; "
         rows = [
-            ("convolutions", f"{self.integer_convs} integer, {self.float_convs} float, of the student's {self.convs}"),
+            (
+                "convolutions",
+                f"{self.integer_convs} integer, {self.float_convs} float; the student has {self.convs}, some take several",
+            ),
             ("linear layers", f"{self.integer_linears} integer, {self.float_linears} float"),
             ("predictions", f"{scores}the same class for {self.agreement:.2f} % of {self.source}"),
             ("file", f"{self.bytes:,} bytes, {100 * self.bytes / self.float_bytes:.1f} % of float32's {self.float_bytes:,}"),
