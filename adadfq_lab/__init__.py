@@ -90,6 +90,14 @@ _MODULES: dict[str, str] = {
     "Game": "game",
     "Schedule": "game",
     "UserError": "errors",
+    # integers that run
+    "integers": "integer_layers",
+    "run_integer": "integer_run",
+    "compare_layers": "integer_run",
+    "pack": "packing",
+    "unpack": "packing",
+    "export_onnx": "export",
+    "verify": "verification",
     # what was played, live and before
     "Record": "game",
     "History": "history",

@@ -128,7 +128,7 @@ def verify(file: tyro.conf.Positional[Path], data: str = "", json: Json = False)
             set, or those in the folder that ADADFQ_DATA names.
     """
     from adadfq_lab.data import load_data
-    from adadfq_lab.verify import verify as run_it
+    from adadfq_lab.verification import verify as run_it
 
     found = run_it(file, load_data(data, "test") if data else None)
     _say(found.as_json(), found.table(), json)

@@ -18,7 +18,7 @@ from typing import Any
 
 from adadfq_lab.errors import UserError
 from adadfq_lab.files import write_atomically
-from adadfq_lab.integers import Integers, integers
+from adadfq_lab.integer_layers import Integers, integers
 from adadfq_lab.onnx_graph import OnnxGraph
 from adadfq_lab.onnx_layers import IMAGES, LOGITS, write_operations
 from adadfq_lab.operations import Operation, operations

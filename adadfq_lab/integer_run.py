@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adadfq_lab.integers import IntegerLayer, Integers, integers
+from adadfq_lab.integer_layers import IntegerLayer, Integers, integers
 from adadfq_lab.layers import QuantConv2d
 from adadfq_lab.operations import Operation, forward_values, operations
 from adadfq_lab.student import Student

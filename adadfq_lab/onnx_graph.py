@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from adadfq_lab.integers import Grid, Integers
+from adadfq_lab.integer_layers import Grid, Integers
 from adadfq_lab.operations import Operation
 from adadfq_lab.quantizer import quant_range
 from adadfq_lab.student import Student

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from adadfq_lab.integers import IntegerLayer
+from adadfq_lab.integer_layers import IntegerLayer
 from adadfq_lab.layers import QuantConv2d
 from adadfq_lab.onnx_graph import PAD_MODES, WRITERS, Bounds, OnnxGraph, Value, byte_of, pad_by
 from adadfq_lab.operations import Operation, users_of

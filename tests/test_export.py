@@ -27,14 +27,14 @@ from torch import Tensor, nn
 
 from adadfq_lab.errors import UserError
 from adadfq_lab.export import Exported, export_onnx
+from adadfq_lab.integer_layers import integers
 from adadfq_lab.integer_run import run_integer
-from adadfq_lab.integers import integers
 from adadfq_lab.packing import unpack
 from adadfq_lab.runs import observe_noise
 from adadfq_lab.student import Student, quantize
 from adadfq_lab.student_files import load_student
 from adadfq_lab.teachers import load_teacher
-from adadfq_lab.verify import executed_operations
+from adadfq_lab.verification import executed_operations
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")

@@ -30,8 +30,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from adadfq_lab.data import load_data
 from adadfq_lab.errors import UserError
+from adadfq_lab.integer_layers import Integers, integers
 from adadfq_lab.integer_run import compare_layers, convolve, run_integer, split_planes
-from adadfq_lab.integers import Integers, integers
 from adadfq_lab.layers import QuantConv2d
 from adadfq_lab.quantizer import quant_range
 from adadfq_lab.runs import observe_noise

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from games_for_tests import tiny_images, tiny_teacher
-from hypothesis import given
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from networks_for_tests import CHANNELS, ODD, SIDE, NormWithoutMemory, ThirdPartyResNet20, randomize
 
@@ -18,7 +18,7 @@ from adadfq_lab.runs import observe_noise
 from adadfq_lab.student import Student, quantize
 from adadfq_lab.teachers import Teacher, load_teacher, wrap_teacher
 from adadfq_lab.timing import float_network
-from adadfq_lab.verify import verify
+from adadfq_lab.verification import verify
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -248,8 +248,10 @@ def test_a_file_cut_off_anywhere_is_one_line(whole, kept):
 
 
 @given(position=st.floats(0, 1, exclude_max=True), change=st.integers(1, 255))
-def test_a_byte_changed_anywhere_ends_well(whole, position, change):
-    """Another byte somewhere either ends in one line or is verified like any other file."""
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])  # capfd is emptied at each example
+@example(position=0.999, change=128)  # text that is no UTF-8
+def test_a_byte_changed_anywhere_ends_well(whole, capfd, position, change):
+    """Another byte somewhere either ends in one line or is verified like any other file; the runtime prints nothing."""
     path, content = whole.with_name("changed.onnx"), bytearray(whole.read_bytes())
     content[int(position * len(content))] ^= change
     path.write_bytes(content)
@@ -258,6 +260,7 @@ def test_a_byte_changed_anywhere_ends_well(whole, position, change):
         verify(path, torch.zeros(2, 1, 8, 8), repeats=1)
     except UserError as refused:
         assert "\n" not in str(refused)
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.fixture(scope="module")

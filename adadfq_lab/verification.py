@@ -178,7 +178,7 @@ def read_facts(path: Path) -> Facts:
         }
     except OSError as error:
         raise UserError(f"cannot read {path} ({error.strerror})") from None
-    except (protobuf.DecodeError, ValueError, RecursionError):
+    except (protobuf.DecodeError, ValueError, TypeError, RecursionError):  # text that is no UTF-8 comes as bytes
         raise UserError(f"{path} is damaged or not an ONNX file") from None
     if plain.get("format") != FORMAT:
         raise UserError(f"{path} was not written by adadfq export (no {FORMAT!r} in its metadata)")
@@ -223,7 +223,9 @@ def _session(path: Path) -> tuple[Any, Counter[str]]:
     with tempfile.TemporaryDirectory() as folder:
         options.optimized_model_filepath = str(Path(folder) / "executed.onnx")
         try:
-            session = runtime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+            # Its fallback to other providers would print a banner and try the same again.
+            providers = ["CPUExecutionProvider"]
+            session = runtime.InferenceSession(path.read_bytes(), options, providers=providers, enable_fallback=0)
         except Exception as error:  # of a dozen types without a common base, whatever a malformed graph sets off
             raise UserError(f"ONNX Runtime does not load {path}: {_first_line(error)}") from None
         executed = onnx.load(options.optimized_model_filepath)
