@@ -18,9 +18,9 @@ from typing import Any
 
 from adadfq_lab.errors import UserError
 from adadfq_lab.files import write_atomically
-from adadfq_lab.integer_layers import Integers, integers
+from adadfq_lab.integer_layers import Integers, integers, on_cpu
 from adadfq_lab.onnx_graph import OnnxGraph
-from adadfq_lab.onnx_layers import IMAGES, LOGITS, write_operations
+from adadfq_lab.onnx_layers import IMAGES, LOGITS, Form, write_operations
 from adadfq_lab.operations import Operation, operations
 from adadfq_lab.packing import pack
 from adadfq_lab.student import Student
@@ -68,6 +68,7 @@ def export_onnx(
     teacher: Teacher | None = None,
     *,
     shape: tuple[int, int, int] | None = None,
+    form: Form = "exact",
     input_bits: int = 24,
 ) -> Exported:
     """Writes `student` to `path` as ONNX in which every convolution and linear layer is an integer operation.
@@ -77,6 +78,8 @@ def export_onnx(
 
     teacher:    the student's; its image shape, normalisation and classes go into the file, and `verify` needs them
     shape:      (C, H, W) of the images, needed only without a teacher
+    form:       "exact" has sums in int32 and the logits of `run_integer`; "qcdq" rounds each convolution's output to 8 bits:
+                several times as fast, the form for other runtimes, and at few bits no longer quite Q
     input_bits: integers that stand for what Q leaves float at a layer's input, in planes of eight: 24 bits are what a float32
                 holds; 16 and 8 are faster, and coarser
 
@@ -91,11 +94,18 @@ def export_onnx(
         raise UserError(f"input_bits must be 8, 16 or 24, not {input_bits}")
     if path.suffix != ".onnx" or not path.parent.is_dir():
         raise UserError(f"{path} must end in .onnx and lie in a folder that exists")
+    student = on_cpu(student)
     table, steps = integers(student), operations(student, shape)
     graph = OnnxGraph(student, table, input_bits)
-    write_operations(graph, steps, _image_bounds(teacher))
+    write_operations(graph, steps, _image_bounds(teacher), form)
     beside = sidecar(path, "student")
-    facts: dict[str, Any] = {"format": FORMAT, "bits": str(student.bits), "input_bits": input_bits, "shape": shape}
+    facts: dict[str, Any] = {
+        "format": FORMAT,
+        "bits": str(student.bits),
+        "form": form,
+        "input_bits": input_bits,
+        "shape": shape,
+    }
     try:
         if teacher is not None:
             facts["student"] = save_student(student, teacher, beside)
@@ -114,11 +124,11 @@ def export_onnx(
         layers.count("linear"),
         path.stat().st_size,
         packed.stat().st_size,
-        notes(student, table, steps, input_bits),
+        notes(student, table, steps, form, input_bits),
     )
 
 
-def notes(student: Student, table: Integers, steps: list[Operation], input_bits: int) -> tuple[str, ...]:
+def notes(student: Student, table: Integers, steps: list[Operation], form: Form, input_bits: int) -> tuple[str, ...]:
     """What a user should know of an exported file: its speed, what Q leaves float, what computes in floats between layers."""
     said = []
     weights, activations = student.bits.weights, student.bits.activations
@@ -126,6 +136,11 @@ def notes(student: Student, table: Integers, steps: list[Operation], input_bits:
         said.append(
             f"On a CPU this runs at the speed of int8, not of {weights} bits: integers lie in bytes. "
             f"The {weights} bits pay in storage (the packed file) and on hardware built for them."
+        )
+    if form == "qcdq":
+        said.append(
+            "Convolutions put out 8 bits here, which flips codes of Q where bits are few: see what verify says of the agreement; "
+            "the form exact does not."
         )
     left = [layer.name for layer in table.layers.values() if layer.input is None]
     if left:
@@ -174,11 +189,11 @@ def _model(onnx: ModuleType, graph: OnnxGraph, steps: list[Operation], shape: tu
     return content
 
 
-def import_extra(name: str) -> ModuleType:
-    """A package of the extra `export`."""
+def import_extra(name: str, install: str = INSTALL) -> ModuleType:
+    """A package that this package does not need to be installed, but what was asked for does."""
     from importlib import import_module
 
     try:
         return import_module(name)
     except ImportError:
-        raise UserError(f"the package {name} is missing; {INSTALL}") from None
+        raise UserError(f"the package {name} is missing; {install}") from None

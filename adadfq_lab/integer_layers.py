@@ -9,6 +9,7 @@ A batch norm y -> a y + b is multiplied into the channel's scale and bias, which
 the network on these integers, `pack` stores them at n bits each and `export_onnx` writes them to a file that runs.
 """
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -103,6 +104,11 @@ class Integers:
     __str__ = table
 
 
+def on_cpu(student: Student) -> Student:
+    """The student, or a copy of it where it lives on another device: integers are computed and written on the CPU."""
+    return student if next(student.parameters()).device.type == "cpu" else copy.deepcopy(student).cpu()
+
+
 def integers(student: Student) -> Integers:
     """The integer weights, scales, zero points, bit widths and activation grids of `student`, as plain tensors.
 
@@ -111,6 +117,7 @@ def integers(student: Student) -> Integers:
     """
     if student.quantization.zero_point != "rounded":
         raise UserError('this student has real zero points, which no integer stands for; quantize with zero_point="rounded"')
+    student = on_cpu(student)
     grids = {name: _grid(name, module) for name, module in student.activations().items()}
     modules = dict(student.graph.named_modules())
     layers: dict[str, IntegerLayer] = {}

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adadfq_lab.integer_layers import IntegerLayer, Integers, integers
+from adadfq_lab.integer_layers import IntegerLayer, Integers, integers, on_cpu
 from adadfq_lab.layers import QuantConv2d
 from adadfq_lab.operations import Operation, forward_values, operations
 from adadfq_lab.student import Student
@@ -72,6 +72,7 @@ def run_integer(student: Student, x: Tensor, *, input_bits: int = 24, table: Int
 
     table: other integers than `integers(student)`, such as those read back from a packed file
     """
+    student, x = on_cpu(student), x.cpu()
     table = table or integers(student)
     values: dict[str, Quantity | Tensor] = {}
     steps = operations(student, tuple(x.shape[1:]))
@@ -88,6 +89,7 @@ def compare_layers(
 
     table: as for `run_integer`
     """
+    student, x = on_cpu(student), x.cpu()
     table, reference = table or integers(student), forward_values(student, x)
     values: dict[str, Quantity | Tensor] = {}
     rows: list[LayerComparison] = []

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from torch import nn
 
 from adadfq_lab.integer_layers import Grid, Integers
+from adadfq_lab.layers import QuantConv2d
 from adadfq_lab.operations import Operation
 from adadfq_lab.quantizer import quant_range
 from adadfq_lab.student import Student
@@ -173,6 +174,21 @@ def pad_by(graph: OnnxGraph, name: str, value: Value, amounts: list[int], mode: 
         return Value(codes=codes, grid=value.grid, bounds=value.bounds)
     bounds = None if value.bounds is None else (min(value.bounds[0], 0.0), max(value.bounds[1], 0.0))
     return Value(graph.node("Pad", [graph.floats(value), pads], name, mode=mode), bounds=bounds)
+
+
+def padded(graph: OnnxGraph, name: str, value: Value, module: QuantConv2d) -> tuple[Value, dict[str, Any]]:
+    """The input of a convolution, and the attributes of its node; padding by other values than zero is a node of its own."""
+    left, right, top, bottom = module._pad
+    if module.padding_mode != "zeros":
+        value = pad_by(graph, f"{name}.padded", value, list(module._pad), PAD_MODES[module.padding_mode])
+        left = right = top = bottom = 0
+    return value, {
+        "kernel_shape": list(module.kernel_size),
+        "strides": list(module.stride),
+        "dilations": list(module.dilation),
+        "group": module.groups,
+        "pads": [top, left, bottom, right],
+    }
 
 
 # What computes on floats

@@ -12,47 +12,55 @@ that make uint8 of them have constant inputs: a runtime computes them once, on l
 Where Q leaves a layer's input float, it enters as 24-bit integers in three uint8 planes, x = s (q_1 + q_2/254 + q_3/254^2), and
 the layer is three integer convolutions. 254, and not 256, so that what rounding left of one plane fits the next.
 
-QLinearConv, the faster integer convolution of most runtimes, adds an integer to the sum and puts out eight bits, and so loses
-the digits that decide a 3-bit code: on CIFAR-10 such a file agreed with Q on 92 % of the images. Only at 8 bits, and only where
-nothing but an activation follows, is there nothing to lose; there the file has DequantizeLinear - Conv - QuantizeLinear, which
-runtimes turn into a QLinearConv.
+That is the form "exact". The form "qcdq" has the convolutions of `adadfq_lab.onnx_qdq`, faster and less faithful: on CIFAR-10
+at 3 bits such a file agreed with Q on 74 % of the images. At 8 bits, where nothing but an activation follows, there is nothing
+to lose, and "exact" has them too.
 """
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from adadfq_lab.integer_layers import IntegerLayer
 from adadfq_lab.layers import QuantConv2d
-from adadfq_lab.onnx_graph import PAD_MODES, WRITERS, Bounds, OnnxGraph, Value, byte_of, pad_by
+from adadfq_lab.onnx_graph import WRITERS, Bounds, OnnxGraph, Value, byte_of, padded
+from adadfq_lab.onnx_qdq import Ranges, on_eight_bits, qdq_convolution
 from adadfq_lab.operations import Operation, users_of
 
+Form = Literal["exact", "qcdq"]
 IMAGES, LOGITS = "images", "logits"
 UINT8, INT32 = 2, 6  # ONNX's numbers for types
 MIDDLE = 128  # the uint8 that stands for 0 where numbers have both signs
 FINER = 254  # how many times finer each plane is than the one before
 
 
-def write_operations(graph: OnnxGraph, steps: list[Operation], images: Bounds) -> None:
+def write_operations(graph: OnnxGraph, steps: list[Operation], images: Bounds, form: Form) -> None:
     """Writes `steps` into `graph`, from the tensor IMAGES to the tensor LOGITS.
 
     images: between which floats the normalised images lie
     """
     values: dict[str, Value] = {}
-    calls, users = Counter(step.target for step in steps), users_of(steps)
+    calls, users, ranges = Counter(step.target for step in steps), users_of(steps), Ranges(graph.student, steps)
     for step in steps:
         inputs = [values[i] for i in step.inputs]
+        before_activation = [user.kind for user in users[step.name]] == ["activation"]
         if step.kind == "input":
-            values[step.name] = Value(IMAGES, bounds=images)
+            value = Value(IMAGES, bounds=images)
         elif step.kind in ("conv", "linear"):
-            alone = calls[step.target] == 1 and [user.kind for user in users[step.name]] == ["activation"]
-            write = _eight_bit_layer if alone and _loses_nothing(graph, step, inputs[0]) else _layer
-            values[step.name] = write(graph, step, inputs[0])
+            first, lossy = inputs[0], form == "qcdq" and step.kind == "conv"
+            if lossy and not first.codes and (first.floats != IMAGES or graph.input_bits == 8):
+                first = on_eight_bits(graph, f"{step.name}.input", first, ranges.of(step.inputs[0], first.bounds))
+            alone = before_activation and calls[step.target] == 1
+            fused = bool(first.codes) and (_fuses_well(graph, step) if lossy else alone and _loses_nothing(graph, step))
+            value = qdq_convolution(graph, step, first) if fused else _layer(graph, step, first)
+            if lossy and not before_activation:
+                value = on_eight_bits(graph, step.name, value, ranges.after(step))
         else:
-            values[step.name] = WRITERS[step.kind](graph, step, inputs)
+            value = WRITERS[step.kind](graph, step, inputs)
+        values[step.name] = value
     graph.node("Identity", [graph.floats(values[steps[-1].name])], LOGITS)
 
 
@@ -70,7 +78,7 @@ def _layer(graph: OnnxGraph, step: Operation, value: Value) -> Value:
     layer, module = graph.table.layers[step.target], graph.student.graph.get_submodule(step.target)
     attributes: dict[str, Any] = {}
     if isinstance(module, QuantConv2d):
-        value, attributes = _padded(graph, step.name, value, module)
+        value, attributes = padded(graph, step.name, value, module)
     total = graph.constant(f"{layer.name}.bias", layer.bias.view((-1, 1, 1) if layer.kind == "conv" else -1))
     for i, plane in enumerate(_planes(graph, step.name, value)):
         name = f"{step.name}.{i}" if i else step.name
@@ -80,47 +88,23 @@ def _layer(graph: OnnxGraph, step: Operation, value: Value) -> Value:
     return Value(total)
 
 
-def _loses_nothing(graph: OnnxGraph, step: Operation, value: Value) -> bool:
-    """Whether a convolution before an activation may add its bias as an integer: at 8 bits, and if that is an int32."""
-    layer, module = graph.table.layers[step.target], graph.student.graph.get_submodule(step.target)
-    if not isinstance(module, QuantConv2d) or module.groups > 1 or value.grid is None or not _takes_nine_bits(layer):
-        return False
-    steps = layer.scale.double() * value.grid.scale
-    return bool((steps > 0).all() and (layer.bias.abs() < steps * 2**30).all())  # a QLinearConv has no negative scale
+def _loses_nothing(graph: OnnxGraph, step: Operation) -> bool:
+    """Whether a layer before an activation may add its bias as an integer: at 8 bits, where the sums are fine enough."""
+    layer = graph.table.layers[step.target]
+    plain = bool((layer.scale > 0).all())  # else the file could not hold Q's own codes: a QLinearConv has no negative scale
+    return step.kind == "conv" and _takes_nine_bits(layer) and plain and _fuses_well(graph, step)
 
 
-def _eight_bit_layer(graph: OnnxGraph, step: Operation, value: Value) -> Value:
-    """A convolution between DequantizeLinear and QuantizeLinear, its bias an int32 of scale scale_x * scale_w."""
-    layer, module = graph.table.layers[step.target], graph.student.graph.get_submodule(step.target)
-    assert isinstance(module, QuantConv2d) and value.grid is not None
-    name, steps = layer.name, layer.scale.float() * value.grid.scale.float()
-    value, attributes = _padded(graph, step.name, value, module)
-    zero_point = graph.constant(f"{name}.zero_point", layer.zero_point, np.int8)
-    codes = [graph.constant(f"{name}.weight", layer.codes, np.int8), graph.constant(f"{name}.weight.scale", layer.scale)]
-    weight = graph.node("DequantizeLinear", [*codes, zero_point], f"{name}.real", axis=0)
-    rounded = graph.constant(f"{name}.bias", (layer.bias.double() / steps.double()).round(), np.int32)
-    bias = graph.node("DequantizeLinear", [rounded, graph.constant(f"{name}.scale", steps)], f"{name}.bias.real", axis=0)
-    return Value(graph.node("Conv", [graph.floats(value), weight, bias], f"{step.name}.out", **attributes))
+def _fuses_well(graph: OnnxGraph, step: Operation) -> bool:
+    """Whether a QLinearConv is faster: not with groups and a zero point for each channel, as 8-bit weights have."""
+    module = graph.student.graph.get_submodule(step.target)
+    assert isinstance(module, QuantConv2d)
+    return module.groups == 1 or not _takes_nine_bits(graph.table.layers[step.target])
 
 
 def _takes_nine_bits(layer: IntegerLayer) -> bool:
     """Whether q_w - zero_point_w does not fit a byte."""
     return int(layer.centred.abs().max()) >= MIDDLE
-
-
-def _padded(graph: OnnxGraph, name: str, value: Value, module: QuantConv2d) -> tuple[Value, dict[str, Any]]:
-    """The input of a convolution, and the attributes of its node; padding by other values than zero is a node of its own."""
-    left, right, top, bottom = module._pad
-    if module.padding_mode != "zeros":
-        value = pad_by(graph, f"{name}.padded", value, list(module._pad), PAD_MODES[module.padding_mode])
-        left = right = top = bottom = 0
-    return value, {
-        "kernel_shape": list(module.kernel_size),
-        "strides": list(module.stride),
-        "dilations": list(module.dilation),
-        "group": module.groups,
-        "pads": [top, left, bottom, right],
-    }
 
 
 def _product(graph: OnnxGraph, name: str, layer: IntegerLayer, plane: Plane) -> str:

@@ -1,8 +1,8 @@
 """Is it really integer, and does it still score the same? Questions to an exported file, answered by running it.
 
-ONNX Runtime writes down the graph it executes after all its optimisations, and that graph is what counts: a convolution that a
-runtime turned back into floats stands there as `Conv` or `FusedConv`. The file's predictions are compared with those of the
-student it was made from, image by image; its time with that of the float network in torch, on one thread each, in turn.
+What a runtime executes is counted after all its optimisations (`adadfq_lab.runtimes`). The file's predictions are compared with
+those of the student it was made from, image by image; its time with that of the float network in torch, on one thread each, in
+turn.
 """
 
 import dataclasses
@@ -10,7 +10,6 @@ import json
 import math
 import os
 import tempfile
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -23,17 +22,15 @@ from torch import Tensor
 from adadfq_lab.data import ImageSet, load_data
 from adadfq_lab.errors import UserError
 from adadfq_lab.export import FORMAT, import_extra, sidecar
+from adadfq_lab.integer_layers import on_cpu
 from adadfq_lab.layers import QuantConv2d
-from adadfq_lab.onnx_layers import IMAGES, LOGITS
 from adadfq_lab.packing import ideal_bytes, pack, unpack
+from adadfq_lab.runtimes import FLOAT_PRODUCTS, INTEGER_CONVS, INTEGER_PRODUCTS, Runtime, load
 from adadfq_lab.student import Student
 from adadfq_lab.student_files import rebuild_student
 from adadfq_lab.teachers import normalize
 from adadfq_lab.timing import cpu, float_network, median_times
 
-INTEGER_CONVS = ("ConvInteger", "QLinearConv")
-INTEGER_PRODUCTS = ("MatMulInteger", "MatMulIntegerToFloat", "QLinearMatMul", "QGemm", "DynamicQuantizeMatMul")
-FLOAT_PRODUCTS = ("MatMul", "Gemm", "FusedGemm", "FusedMatMul")
 NOISE = 256  # images of random pixels to compare on where there are no others
 
 
@@ -42,7 +39,7 @@ class Verification:
     """What running an exported file showed.
 
     convs:                          convolutions of the student
-    integer_convs, float_convs:     convolutions in the graph that ONNX Runtime executes
+    integer_convs, float_convs:     convolutions in the graph that the runtime executes
     integer_linears, float_linears: matrix products in it
     top1_student, top1_file:        percent of the images, None where they have no labels
     agreement:                      percent of the images for which both predict the same class
@@ -103,39 +100,44 @@ class Verification:
 
 
 def verify(
-    path: Path | str, data: ImageSet | Tensor | None = None, *, student: Student | None = None, repeats: int = 100
+    path: Path | str,
+    data: ImageSet | Tensor | None = None,
+    *,
+    student: Student | None = None,
+    runtime: Runtime = "onnxruntime",
+    repeats: int = 100,
 ) -> Verification:
     """Runs the file `path`, which `export_onnx` wrote, beside its student.
 
     data:    test images with labels, or normalised images `(N, C, H, W)` without; by default the 2,000 shipped ones for
              Fashion-MNIST, otherwise the teacher's test set in the folder ADADFQ_DATA, otherwise images of random pixels
     student: the one the file was made from; by default the one stored beside it
+    runtime: what runs the file; "openvino" for a second opinion
     repeats: how often either network is timed
 
     Raises UserError where the file is missing, malformed, or none of `export_onnx`, or where its student is not to be had.
     """
     path = Path(path)
     facts = read_facts(path)
-    student = student or _stored_student(path, facts)
-    session, executed = _session(path)
+    student = on_cpu(student) if student else _stored_student(path, facts)
+    run = load(path, runtime)
     labels, predictions, source = [], [], ""
     with torch.inference_mode(), student.frozen():
         for images, truth, source in _batches(data, facts):  # noqa: B007 (the source is the same for all)
             labels.append(truth)
-            predictions.append(torch.stack((student(images).argmax(1), _run(session, path, images).argmax(1))))
+            predictions.append(torch.stack((student(images).argmax(1), run(images).argmax(1))))
             example = images[:1]
         by_student, by_file = torch.cat(predictions, 1)
-        ms_file, ms_float = median_times(lambda: _run(session, path, example), student, example, repeats)
+        ms_file, ms_float = median_times(lambda: run(example), student, example, repeats)
     known = None if any(truth is None for truth in labels) else torch.cat([truth for truth in labels if truth is not None])
-    integer = sum(executed[op] for op in INTEGER_CONVS)
     return Verification(
         file=path.name,
         bits=str(student.bits),
         convs=sum(isinstance(layer, QuantConv2d) for layer in student.layers().values()),
-        integer_convs=integer,
-        float_convs=sum(count for op, count in executed.items() if "Conv" in op) - integer,
-        integer_linears=sum(executed[op] for op in INTEGER_PRODUCTS),
-        float_linears=sum(executed[op] for op in FLOAT_PRODUCTS),
+        integer_convs=run.count(INTEGER_CONVS),
+        float_convs=run.float_convs,
+        integer_linears=run.count(INTEGER_PRODUCTS),
+        float_linears=run.count(FLOAT_PRODUCTS),
         top1_student=None if known is None else _percent(by_student == known),
         top1_file=None if known is None else _percent(by_file == known),
         agreement=_percent(by_student == by_file),
@@ -148,8 +150,8 @@ def verify(
         ms_file=ms_file,
         ms_float=ms_float,
         cpu=cpu(),
-        versions={name: version(name) for name in ("onnxruntime", "onnx", "torch")},
-        operations=dict(executed.most_common()),
+        versions={name: version(name) for name in (runtime, "onnx", "torch")},
+        operations=dict(run.executed.most_common()),
     )
 
 
@@ -204,52 +206,6 @@ def _stored_student(path: Path, facts: Facts) -> Student:
     if sha256 != facts.student:
         raise UserError(f"{beside} is not the student that {path} was made from (sha256 differs); export it again")
     return student
-
-
-def executed_operations(path: Path) -> Counter[str]:
-    """How often each operation stands in the graph that ONNX Runtime executes for the file, after all its optimisations.
-
-    Raises UserError where it does not load the file.
-    """
-    return _session(path)[1]
-
-
-def _session(path: Path) -> tuple[Any, Counter[str]]:
-    """A session of one thread, and how often each operation stands in the graph it executes."""
-    onnx, runtime = import_extra("onnx"), import_extra("onnxruntime")
-    options = runtime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 4
-    with tempfile.TemporaryDirectory() as folder:
-        options.optimized_model_filepath = str(Path(folder) / "executed.onnx")
-        try:
-            # Its fallback to other providers would print a banner and try the same again.
-            providers = ["CPUExecutionProvider"]
-            session = runtime.InferenceSession(path.read_bytes(), options, providers=providers, enable_fallback=0)
-        except Exception as error:  # of a dozen types without a common base, whatever a malformed graph sets off
-            raise UserError(f"ONNX Runtime does not load {path}: {_first_line(error)}") from None
-        executed = onnx.load(options.optimized_model_filepath)
-    return session, Counter(_op_types(executed.graph))
-
-
-def _op_types(graph: Any) -> Iterator[str]:
-    """The operation of every node, those in branches and loops too."""
-    for node in graph.node:
-        yield node.op_type
-        for attribute in node.attribute:
-            for inner in [attribute.g] if attribute.HasField("g") else attribute.graphs:
-                yield from _op_types(inner)
-
-
-def _run(session: Any, path: Path, images: Tensor) -> Tensor:
-    try:
-        return torch.from_numpy(session.run([LOGITS], {IMAGES: images.contiguous().numpy()})[0])
-    except Exception as error:  # as above: a file that was tampered with, or images of another shape
-        raise UserError(f"{path} does not run on images of shape {tuple(images.shape[1:])}: {_first_line(error)}") from None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 # The images

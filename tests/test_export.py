@@ -31,10 +31,10 @@ from adadfq_lab.integer_layers import integers
 from adadfq_lab.integer_run import run_integer
 from adadfq_lab.packing import unpack
 from adadfq_lab.runs import observe_noise
+from adadfq_lab.runtimes import load
 from adadfq_lab.student import Student, quantize
 from adadfq_lab.student_files import load_student
 from adadfq_lab.teachers import load_teacher
-from adadfq_lab.verification import executed_operations
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -71,7 +71,7 @@ def test_every_spelling_runs_on_integers(kind, bits, generator, tmp_path):
     done = export_onnx(Q, tmp_path / "q.onnx", shape=SHAPE)
     x = torch.randn(40, *SHAPE, generator=generator)
     assert near(run_file(done.file, x), run_integer(Q, x)) < (1e-5 if bits != "8w8a" else 2e-2)
-    executed = executed_operations(done.file)
+    executed = load(done.file).executed
     assert not [op for op in executed if "Conv" in op and op not in ("ConvInteger", "QLinearConv")]
     assert not {"Gemm", "MatMul", "FusedGemm", "FusedMatMul"} & set(executed)
 
@@ -108,7 +108,7 @@ def test_networks_of_others_run_on_integers(make, shape, bits, generator, tmp_pa
     assert float((run_file(done.file, x) - run_integer(Q, x)).abs().amax(1).median()) < 0.02 * float(
         run_integer(Q, x).abs().max()
     )
-    executed = executed_operations(done.file)
+    executed = load(done.file).executed
     assert sum(count for op, count in executed.items() if op in ("ConvInteger", "QLinearConv")) >= done.convs > 15
     assert not [op for op in executed if "Conv" in op and op not in ("ConvInteger", "QLinearConv")]
 
@@ -120,7 +120,7 @@ def test_fewer_input_bits_are_fewer_convolutions_and_coarser(generator, tmp_path
     convs, errors = [], []
     for bits in (8, 16, 24):
         done = export_onnx(Q, tmp_path / "q.onnx", shape=SHAPE, input_bits=bits)
-        convs.append(executed_operations(done.file)["ConvInteger"])
+        convs.append(load(done.file).executed["ConvInteger"])
         errors.append(near(run_file(done.file, x), run_integer(Q, x)))
     assert convs == [2, 3, 4] and errors[0] > errors[2] < 1e-5
 
@@ -240,3 +240,71 @@ def test_without_the_package_onnx_there_is_a_line_on_what_to_install(generator, 
     monkeypatch.setitem(__import__("sys").modules, "onnx", None)
     with pytest.raises(UserError, match=r'the package onnx is missing; pip install "adadfq-lab\[export\]"'):
         export_onnx(student_of(randomize(NoNorm(), generator)), tmp_path / "q.onnx", shape=SHAPE)
+
+
+# The form for other runtimes
+
+
+@pytest.mark.parametrize("bits", ["2w2a", "3w3a", "8w3a", "8w8a"])
+@pytest.mark.parametrize("kind", WITH_INTEGERS, ids=lambda kind: kind.__name__)
+def test_qcdq_is_fused_whatever_the_spelling(kind, bits, generator, tmp_path):
+    """No float convolution is left, and the file is near the integer network: as near as outputs of 8 bits are."""
+    Q = student_of(randomize(kind(), generator), bits)
+    done = export_onnx(Q, tmp_path / "q.onnx", shape=SHAPE, form="qcdq")
+    x = torch.randn(40, *SHAPE, generator=generator)
+    expected = run_integer(Q, x)
+    error = (run_file(done.file, x) - expected).abs().amax(1).median() / expected.abs().max()
+    assert float(error) < (0.05 if bits == "8w8a" else 0.3)
+    assert load(done.file).float_convs == 0
+    assert "Convolutions put out 8 bits here" in said(done)
+
+
+@pytest.mark.parametrize("gammas", [(-1.3, 0.7, 0.0, 1e-9), (1e-30, 1.0, -1.0, 1.0)], ids=str)
+@pytest.mark.parametrize("bits", ["3w3a", "8w8a"])
+def test_qcdq_with_negative_and_vanishing_gammas(bits, gammas, generator, tmp_path):
+    """Scales in the file are positive: a negative gamma is in the stored integers, a vanishing one leaves the bias."""
+    network = randomize(ResidualAdd(), generator)
+    with torch.no_grad():
+        network.norm.weight.copy_(torch.tensor(gammas))
+        network.second_norm.weight.copy_(torch.tensor(gammas))
+    Q = student_of(network, bits, every_input=True)
+    done = export_onnx(Q, tmp_path / "q.onnx", shape=SHAPE, form="qcdq")
+    x = torch.randn(40, *SHAPE, generator=generator)
+    expected = run_integer(Q, x)
+    assert float((run_file(done.file, x) - expected).abs().amax(1).median() / expected.abs().max()) < 0.1
+    stored = {i.name: onnx.numpy_helper.to_array(i) for i in onnx.load(done.file).graph.initializer}
+    assert all((value > 0).all() for name, value in stored.items() if name.endswith(".weight.scale"))
+
+
+def test_qcdq_of_a_single_layer_rounds_its_bias_only(generator, tmp_path):
+    """A convolution with an activation on either side: its codes are those of Q but where the integer bias decides, and then by
+    one; float inputs of 8 bits make one convolution of one."""
+    network = nn.Sequential(nn.ReLU(), nn.Conv2d(CHANNELS, 6, 3), nn.ReLU(), nn.Flatten())
+    Q = student_of(randomize(network, generator), "3w3a")
+    x = torch.randn(40, *SHAPE, generator=generator)
+    done = export_onnx(Q, tmp_path / "q.onnx", shape=SHAPE, form="qcdq")
+    with torch.no_grad():
+        steps = (run_file(done.file, x) - Q(x)) / integers(Q).activations["_2"].scale
+    assert float(steps.abs().max()) < 1.001 and float((steps.abs() > 0.5).float().mean()) < 0.01
+    image = student_of(randomize(NoNorm(), generator))
+    executed = load(export_onnx(image, tmp_path / "q.onnx", shape=SHAPE, form="qcdq", input_bits=8).file).executed
+    assert executed["QLinearConv"] == 1 and executed["ConvInteger"] == 0
+
+
+def test_openvino_computes_the_same_on_integers(generator, tmp_path):
+    """A second runtime: it finds the same convolutions to be integer, and predicts the same."""
+    pytest.importorskip("openvino")
+    Q = student_of(randomize(ResidualAdd(), generator), "4w4a")
+    path = export_onnx(Q, tmp_path / "q.onnx", shape=SHAPE, form="qcdq", input_bits=8).file
+    x = torch.randn(40, *SHAPE, generator=generator)
+    first, second = load(path), load(path, "openvino")
+    assert second.float_convs == 0 and second.executed["Convolution u8"] == 2
+    assert int((first(x).argmax(1) != second(x).argmax(1)).sum()) <= 2
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_student_on_a_gpu_is_written_like_any_other(tmp_path):
+    P = tiny_teacher()
+    Q = student_of(P, "3w3a", P.info.input_shape)
+    there = export_onnx(Q, tmp_path / "a.onnx", P).file.read_bytes()
+    assert export_onnx(Q.cuda(), tmp_path / "b.onnx", P).file.read_bytes() == there
