@@ -139,7 +139,7 @@ def notes(student: Student, table: Integers, steps: list[Operation], form: Form,
         )
     if form == "qcdq":
         said.append(
-            "Convolutions put out 8 bits here, which flips codes of Q where bits are few: see what verify says of the agreement; "
+            "Convolutions put out 8 bits here, which flips codes of Q where bits are few: see what verify says of agreement; "
             "the form exact does not."
         )
     left = [layer.name for layer in table.layers.values() if layer.input is None]
