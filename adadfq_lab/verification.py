@@ -242,8 +242,8 @@ def _default_data(name: str) -> ImageSet | None:
     """The shipped images of data set `name`, or its test set where ADADFQ_DATA has it; nothing is downloaded."""
     if name == "fashion_mnist":
         return load_data(name, stub=True)
-    at_hand = Path(os.environ.get("ADADFQ_DATA", "")) / f"{name}_test.npz"
-    return load_data(name) if name and at_hand.exists() else None
+    folder = os.environ.get("ADADFQ_DATA")
+    return load_data(name) if name and folder and (Path(folder) / f"{name}_test.npz").exists() else None
 
 
 # The figures
