@@ -56,6 +56,8 @@ PAGES = (
     ("10_is_it_integer", "Is it really integer?", "codes, scales, integer inference, ONNX; bring your own model"),
 )
 GPU = {"09_full_training"}
+MEASURED = ("seconds", "first_plot", "fast", "megabytes", "libraries")
+"""What `minutes.json` says of a notebook: columns of the guide's table."""
 
 _CELL = re.compile(r"^# %%(?P<markdown> \[markdown\])?(?: tags=(?P<tags>\[.*\]))?$")
 _TARGET = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)@(?P<tag>[\w./-]+)")
@@ -278,10 +280,17 @@ def minutes(folder: Path = FOLDER) -> str:
     if not path.exists():
         return "Not measured yet: `python -m adadfq_lab.course_minutes`."
     measured = json.loads(path.read_text(encoding="utf-8"))
-    rows = ["| notebook | all cells [s] | in fast mode [s] | peak memory of the kernel [MB] |", "|---|---|---|---|"]
+    head = "| notebook | all cells [s] | first figure after [s] | in fast mode [s] | peak memory [MB] | of it libraries [MB] |"
+    rows = [head, "|---|---|---|---|---|---|"]
     for name, row in measured["notebooks"].items():
-        rows.append(f"| {name} | {row['seconds']} | {row['fast']} | {row['megabytes']} |")
-    return f"Measured on {measured['machine']}, by `python -m adadfq_lab.course_minutes`:\n\n" + "\n".join(rows)
+        rows.append("| " + " | ".join([name, *(str(row[key]) for key in MEASURED)]) + " |")
+    words = (
+        "Seconds count from the start of the kernel, importing torch included. Libraries are files mapped into memory;\n"
+        "kernels on one machine share them, and without CUDA's they are half as large."
+    )
+    return (
+        f"Measured on {measured['machine']}, by `python -m adadfq_lab.course_minutes`:\n\n" + "\n".join(rows) + f"\n\n{words}"
+    )
 
 
 def index(existing: Sequence[str]) -> str:

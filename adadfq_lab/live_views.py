@@ -12,7 +12,18 @@ import numpy as np
 
 from adadfq_lab.equations import Bounds
 from adadfq_lab.history import Column, History, thin
-from adadfq_lab.style import BOUND_COLOUR, BOUND_DASH, GREY, INSIDE, PATTERN, PLAYER, PLAYER_DASH, TEMPLATE, TEXT
+from adadfq_lab.style import (
+    BOUND_COLOUR,
+    BOUND_DASH,
+    GREY,
+    INSIDE,
+    PATTERN,
+    PLAYER,
+    PLAYER_DASH,
+    TEMPLATE,
+    TEXT,
+    import_renderers,
+)
 from adadfq_lab.svg import Bars, Line, Panel, Rule, chart
 
 POINTS = 240
@@ -166,6 +177,7 @@ class FigureView:
         import plotly.graph_objects as go
         from plotly.subplots import make_subplots
 
+        import_renderers()
         made = panels(History())
         rows = -(-len(made) // COLUMNS)
         titles = [panel.title for panel in made]
