@@ -15,7 +15,7 @@ RECENT  := import sys; print(sys.version_info >= (3, 11))
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test slow test-browser test-floor lab dashboard workshop lint format clean distclean
+.PHONY: help demo test slow test-browser test-floor chromium gallery lab dashboard workshop lint format clean distclean
 
 help:  ## list these targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,7 +29,7 @@ test: lint  ## lint, types, then every test that is not slow
 slow: $(VENV)/.dev  ## the tests that take minutes
 	$(BIN)/python -m pytest -m "$(SLOW)" $(ARGS)
 
-test-browser: $(VENV)/.browser  ## the widgets in JupyterLab in headless Chromium; screenshots in build/screenshots
+test-browser: $(VENV)/.browser chromium  ## the widgets in JupyterLab in headless Chromium; screenshots in build/screenshots
 	$(BIN)/python -m pytest -m browser $(ARGS)
 
 test-floor: $(FLOOR)/.floor  ## the solution notebooks on the oldest notebook stack supported, Colab's
@@ -76,11 +76,16 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/pyvenv.cfg
 	$(INSTALL) -e ".[notebooks,export,dev]"
 	@touch $(VENV)/.base $@
 
-# Debian's Chromium: playwright would download a browser of its own.
 $(VENV)/.browser: $(VENV)/.dev
 	$(INSTALL) -e ".[notebooks,export,dev,browser]"
-	command -v chromium >/dev/null || { apt-get update -q && apt-get install -y -q chromium; }
 	@touch $@
+
+# Debian's Chromium, where there is none: playwright would download a browser of its own.
+chromium:
+	@if [ -n "$$CHROMIUM" ] || command -v chromium >/dev/null || command -v chromium-browser >/dev/null; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  apt-get update -q && apt-get install -y -q --no-install-recommends chromium fonts-dejavu-core; \
+	else echo "no Chromium, and no right to install it: apt-get install chromium as root, or set CHROMIUM=/path/to/it"; exit 1; fi
 
 $(VENV)/.dashboard: $(VENV)/.dev
 	$(INSTALL) -e ".[notebooks,dashboard]"

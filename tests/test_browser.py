@@ -99,7 +99,7 @@ def opened(lab_server, name, cells, *, dark=False):
     with sync_playwright() as playwright:
         arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
-        page = browser.new_page(viewport={"width": 1280, "height": 1500})
+        page = browser.new_page(viewport={"width": 1280, "height": 2000})
         page.goto(f"{url}/lab/workspaces/{secrets.token_hex(4)}/tree/{name}?token={token}&reset", timeout=120_000)
         ready = "window.jupyterapp?.shell.currentWidget?.sessionContext?.isReady === true"
         page.wait_for_function(f"() => {ready}", timeout=180_000)
