@@ -35,6 +35,9 @@ test-browser: $(VENV)/.browser chromium  ## the widgets in JupyterLab in headles
 test-floor: $(FLOOR)/.floor  ## the solution notebooks on the oldest notebook stack supported, Colab's
 	$(FLOOR)/bin/python tests/execute_notebooks.py $(ARGS)
 
+gallery: $(VENV)/.dev  ## draw the README's figures again
+	$(BIN)/python -m adadfq_lab.gallery
+
 lab: $(VENV)/.dev  ## open JupyterLab
 	$(BIN)/jupyter lab $(ARGS)
 

@@ -64,6 +64,8 @@ def lab_server(tmp_path_factory):
     options += ["--LabApp.extension_manager=readonly", f"--LabApp.app_settings_dir={settings}"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "JUPYTER_PREFER_ENV_PATH": "1"}
     environment.pop("ADADFQ_LAB_FAST", None)
+    for kind in ("SETTINGS", "WORKSPACES"):  # not the user's own: a theme that a test chose would stay
+        environment[f"JUPYTERLAB_{kind}_DIR"] = str(tmp_path_factory.mktemp(kind.lower()))
     log = (folder / "server.log").open("w")
     command = [sys.executable, "-m", "jupyterlab", *options]
     server = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT)

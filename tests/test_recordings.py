@@ -1,6 +1,8 @@
 """Recorded games: what is written is read back, what is shipped is complete and small."""
 
+import hashlib
 import math
+import re
 
 import numpy as np
 import pytest
@@ -27,6 +29,16 @@ def test_the_shipped_recordings_are_all_there_and_below_600_kb():
         with np.load(path, allow_pickle=False) as file:
             assert all(file[key].dtype != object for key in file.files)
     assert sum(sizes) < 600_000
+
+
+def test_every_stub_has_a_row_with_its_checksum():
+    """data_stubs/README.md names each file that is shipped, with its sha256, and no other file."""
+    text = stub_path("README.md").read_text(encoding="utf-8")
+    listed = dict(re.findall(r"^\| `([\w.]+)` \|.*`([0-9a-f]{64})` \|$", text, re.MULTILINE))
+    shipped = {path.name: path for path in stub_path("README.md").parent.iterdir() if path.name != "README.md"}
+    assert listed.keys() == shipped.keys()
+    for name, path in shipped.items():
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == listed[name], name
 
 
 @pytest.mark.parametrize("name", RUNS)
