@@ -47,11 +47,14 @@ dashboard: $(VENV)/.dashboard  ## the bounds explorer as a web page of its own, 
 workshop: $(VENV)/.dev  ## build/workshop.zip: wheel, students' notebooks, constraints; installs from a package registry
 	rm -rf build/workshop build/workshop.zip && mkdir -p build/workshop/notebooks
 	$(BIN)/python -m hatchling build -t wheel -d build/workshop
-	cp notebooks/[0-9]*.ipynb notebooks/[0-9]*.py notebooks/index.md build/workshop/notebooks
+	cp notebooks/[0-9]*.ipynb notebooks/[0-9]*.py build/workshop/notebooks
+	$(BIN)/python -c 'from adadfq_lab.course import index, masters; print(index([m.stem for m in masters()], handout=True), end="")' \
+	  > build/workshop/notebooks/index.md
 	cp constraints.txt LICENSE build/workshop
-	printf '%s\n' 'python3 -m venv .venv' \
-	  '.venv/bin/pip install -c constraints.txt "$$(ls adadfq_lab-*.whl)[notebooks]"' \
-	  '.venv/bin/jupyter lab notebooks' > build/workshop/install.sh
+	printf '%s\n' '# Python 3.11 or newer; then: sh install.sh. It needs a package registry, no GPU, and nothing else.' 'set -e' \
+	  'cd "$$(dirname "$$0")"' '"$${PYTHON:-python3}" -m venv .venv' \
+	  '.venv/bin/python -m pip install -c constraints.txt "$$(ls "$$PWD"/adadfq_lab-*.whl)[notebooks]"' \
+	  'echo "ready; open the first notebook with: .venv/bin/jupyter lab notebooks/00_welcome.ipynb"' > build/workshop/install.sh
 	cd build/workshop && $(abspath $(BIN))/python -m zipfile -c ../workshop.zip ./*
 
 lint: $(VENV)/.dev  ## ruff (notebooks included) and mypy
@@ -80,7 +83,7 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/pyvenv.cfg
 	@touch $(VENV)/.base $@
 
 $(VENV)/.browser: $(VENV)/.dev
-	$(INSTALL) -e ".[notebooks,export,dev,browser]"
+	$(INSTALL) -e ".[notebooks,export,dev,browser,dashboard]"
 	@touch $@
 
 # Debian's Chromium, where there is none: playwright would download a browser of its own.

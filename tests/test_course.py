@@ -95,6 +95,14 @@ def test_index_names_all_eleven_and_links_what_exists():
     }
 
 
+def test_handout_index_links_nothing_that_students_do_not_get():
+    """The workshop's index names all eleven and links notebooks beside it only: no solutions, no guide."""
+    text = course.index([path.stem for path in course.masters()], handout=True)
+    assert len(re.findall(r"^\| \d\d \|", text, re.MULTILINE)) == 11
+    assert set(re.findall(r"\]\(([^)]+)\)", text)) == {f"{path.stem}.ipynb" for path in course.masters()}
+    assert "solution" not in text
+
+
 # Reading and writing
 
 
