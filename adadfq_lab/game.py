@@ -154,6 +154,7 @@ class Game:
         self.bounds = method.bounds
         self.index = 0
         self.last_checkpoint: Path | None = None
+        self._playing = False
         self.classes = len(teacher.info.classes)
         self.observed_teacher = WithStatistics(teacher).to(self.device)
         self.random = torch.Generator().manual_seed(seed)
@@ -187,9 +188,18 @@ class Game:
     # One round
 
     def play(self, rounds: int) -> Iterator[Record]:
-        """Plays `rounds` more rounds and yields the record of each. Raises NonFiniteError where a loss is no number."""
+        """Plays `rounds` more rounds and yields the record of each.
+
+        Raises NonFiniteError where a loss is no number, and UserError while another thread plays a round of this game.
+        """
         for _ in range(rounds):
-            record = self.round()
+            if self._playing:
+                raise UserError("this game is being played, perhaps by a live run; call run.wait(), or run.stop() first")
+            self._playing = True
+            try:
+                record = self.round()
+            finally:
+                self._playing = False
             if self.device.type != "meta":
                 self._unchecked.append((record.index, list(record.terms), torch.stack(list(record.terms.values())).isfinite()))
                 if len(self._unchecked) >= self.check_every:
