@@ -56,6 +56,8 @@ PAGES = (
     ("10_is_it_integer", "Is it really integer?", "codes, scales, integer inference, ONNX; bring your own model"),
 )
 GPU = {"09_full_training"}
+GENERATED = tuple((f"<!-- {part}: generated -->", f"<!-- {part}: end -->") for part in ("wrong answers", "minutes"))
+"""Marks around the generated parts of the instructor's guide."""
 MEASURED = ("seconds", "first_plot", "fast", "megabytes", "libraries")
 """What `minutes.json` says of a notebook: columns of the guide's table."""
 
@@ -255,8 +257,7 @@ def render(folder: Path = FOLDER) -> dict[Path, str]:
 
 def fill_guide(text: str, folder: Path = FOLDER) -> str:
     """The instructor's guide with its two generated parts renewed: wrong answers by check, minutes by notebook."""
-    for part, content in (("wrong answers", wrong_answers()), ("minutes", minutes(folder))):
-        begin, end = f"<!-- {part}: generated -->", f"<!-- {part}: end -->"
+    for (begin, end), content in zip(GENERATED, (wrong_answers(), minutes(folder)), strict=True):
         if begin in text and end in text:
             head, _, rest = text.partition(begin)
             text = f"{head}{begin}\n{content}\n{end}{rest.partition(end)[2]}"
