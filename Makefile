@@ -15,7 +15,7 @@ RECENT  := import sys; print(sys.version_info >= (3, 11))
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test slow test-browser test-floor lab dashboard workshop lint format clean distclean
+.PHONY: help demo test slow test-browser test-floor chromium gallery lab dashboard workshop lint format clean distclean
 
 help:  ## list these targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,11 +29,14 @@ test: lint  ## lint, types, then every test that is not slow
 slow: $(VENV)/.dev  ## the tests that take minutes
 	$(BIN)/python -m pytest -m "$(SLOW)" $(ARGS)
 
-test-browser: $(VENV)/.browser  ## the widgets in JupyterLab in headless Chromium; screenshots in build/screenshots
+test-browser: $(VENV)/.browser chromium  ## the widgets in JupyterLab in headless Chromium; screenshots in build/screenshots
 	$(BIN)/python -m pytest -m browser $(ARGS)
 
 test-floor: $(FLOOR)/.floor  ## the solution notebooks on the oldest notebook stack supported, Colab's
 	$(FLOOR)/bin/python tests/execute_notebooks.py $(ARGS)
+
+gallery: $(VENV)/.dev  ## draw the README's figures again
+	$(BIN)/python -m adadfq_lab.gallery
 
 lab: $(VENV)/.dev  ## open JupyterLab
 	$(BIN)/jupyter lab $(ARGS)
@@ -44,11 +47,14 @@ dashboard: $(VENV)/.dashboard  ## the bounds explorer as a web page of its own, 
 workshop: $(VENV)/.dev  ## build/workshop.zip: wheel, students' notebooks, constraints; installs from a package registry
 	rm -rf build/workshop build/workshop.zip && mkdir -p build/workshop/notebooks
 	$(BIN)/python -m hatchling build -t wheel -d build/workshop
-	cp notebooks/[0-9]*.ipynb notebooks/[0-9]*.py notebooks/index.md build/workshop/notebooks
+	cp notebooks/[0-9]*.ipynb notebooks/[0-9]*.py build/workshop/notebooks
+	$(BIN)/python -c 'from adadfq_lab.course import index, masters; print(index([m.stem for m in masters()], handout=True), end="")' \
+	  > build/workshop/notebooks/index.md
 	cp constraints.txt LICENSE build/workshop
-	printf '%s\n' 'python3 -m venv .venv' \
-	  '.venv/bin/pip install -c constraints.txt "$$(ls adadfq_lab-*.whl)[notebooks]"' \
-	  '.venv/bin/jupyter lab notebooks' > build/workshop/install.sh
+	printf '%s\n' '# Python 3.11 or newer; then: sh install.sh. It needs a package registry, no GPU, and nothing else.' 'set -e' \
+	  'cd "$$(dirname "$$0")"' '"$${PYTHON:-python3}" -m venv .venv' \
+	  '.venv/bin/python -m pip install -c constraints.txt "$$(ls "$$PWD"/adadfq_lab-*.whl)[notebooks]"' \
+	  'echo "ready; open the first notebook with: .venv/bin/jupyter lab notebooks/00_welcome.ipynb"' > build/workshop/install.sh
 	cd build/workshop && $(abspath $(BIN))/python -m zipfile -c ../workshop.zip ./*
 
 lint: $(VENV)/.dev  ## ruff (notebooks included) and mypy
@@ -76,11 +82,16 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/pyvenv.cfg
 	$(INSTALL) -e ".[notebooks,export,dev]"
 	@touch $(VENV)/.base $@
 
-# Debian's Chromium: playwright would download a browser of its own.
 $(VENV)/.browser: $(VENV)/.dev
-	$(INSTALL) -e ".[notebooks,export,dev,browser]"
-	command -v chromium >/dev/null || { apt-get update -q && apt-get install -y -q chromium; }
+	$(INSTALL) -e ".[notebooks,export,dev,browser,dashboard]"
 	@touch $@
+
+# Debian's Chromium, where there is none: playwright would download a browser of its own.
+chromium:
+	@if [ -n "$$CHROMIUM" ] || command -v chromium >/dev/null || command -v chromium-browser >/dev/null; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  apt-get update -q && apt-get install -y -q --no-install-recommends chromium fonts-dejavu-core; \
+	else echo "no Chromium, and no right to install it: apt-get install chromium as root, or set CHROMIUM=/path/to/it"; exit 1; fi
 
 $(VENV)/.dashboard: $(VENV)/.dev
 	$(INSTALL) -e ".[notebooks,dashboard]"

@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any
 
 import adadfq_lab
-from adadfq_lab.course import COPIES, FOLDER, Cell, build, copy_cells, masters, parse, read_target
+from adadfq_lab.course import COPIES, FOLDER, GENERATED, Cell, build, copy_cells, masters, parse, read_target
 
 MIN_CELLS, MAX_CELLS = 35, 50
 MAX_CODE, MAX_CELL, MAX_BYTES = 250, 25, 200_000
@@ -34,6 +34,8 @@ def problems(folder: Path = FOLDER) -> list[str]:
         place = folder / "solutions" if copy == "solution" else folder
         strays = {path.stem for kind in ("ipynb", "py") for path in place.glob(f"[0-9][0-9]_*.{kind}")} - known
         found += [f"{copy} {name}: has no master" for name in sorted(strays)]
+    if (guide := folder / "instructor_guide.md").exists():
+        found += [f"{guide.name}: {what}" for what in of_guide(guide.read_text(encoding="utf-8"), folder)]
     for path in masters(folder):
         master = parse(path.read_text(encoding="utf-8"))
         found += [f"{path.stem}: {what}" for what in of_master(master, path.stem)]
@@ -46,6 +48,15 @@ def problems(folder: Path = FOLDER) -> list[str]:
         leaked = leaks(master, copy_cells(master, path.stem, "student", read_target(folder)))
         found += [f"{path.stem} (student): contains the solution's line {line!r}" for line in leaked]
     return found
+
+
+def of_guide(text: str, folder: Path) -> Iterator[str]:
+    """What the instructor's guide lacks: a mark around a generated part, talking points of a notebook, a file it links to."""
+    yield from (f"lacks the mark {mark}" for pair in GENERATED for mark in pair if text.count(mark) != 1)
+    points = text.partition("## Talking points")[2].partition("\n## ")[0]
+    yield from (f"has no talking points for {path.stem}" for path in masters(folder) if f"\n**{path.stem[:2]} " not in points)
+    links = re.findall(r"\]\(([^)#:]+)\)", text)
+    yield from (f"links to {link}, which is not there" for link in links if not (folder / link).exists())
 
 
 def of_master(master: Sequence[Cell], name: str) -> Iterator[str]:

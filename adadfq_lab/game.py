@@ -30,6 +30,7 @@ from adadfq_lab.fidelity import Fidelity
 from adadfq_lab.fidelity import fidelity as preset
 from adadfq_lab.generators import Generator
 from adadfq_lab.methods import Method, Round
+from adadfq_lab.optimizers import SGD, Adam, backward
 from adadfq_lab.statistics import WithStatistics
 from adadfq_lab.student import Student
 from adadfq_lab.teachers import Teacher
@@ -153,6 +154,7 @@ class Game:
         self.bounds = method.bounds
         self.index = 0
         self.last_checkpoint: Path | None = None
+        self._playing = False
         self.classes = len(teacher.info.classes)
         self.observed_teacher = WithStatistics(teacher).to(self.device)
         self.random = torch.Generator().manual_seed(seed)
@@ -161,9 +163,9 @@ class Game:
         fused = {"fused": True} if self.device.type in ("cpu", "cuda") else {}
         lr, s = 1.0, self.schedule  # the learning rate is set anew in every round
         betas = (self.fidelity.adam_beta1, 0.999)
-        self.generator_optimizer = torch.optim.Adam(self.generator.parameters(), lr, betas=betas, **fused)
+        self.generator_optimizer = Adam(self.generator.parameters(), lr, betas=betas, **fused)
         self.student_parameters = [p for p in self.student.parameters() if p.requires_grad]
-        self.student_optimizer = torch.optim.SGD(
+        self.student_optimizer = SGD(
             self.student_parameters, lr, momentum=0.9, weight_decay=s.weight_decay, nesterov=True, **fused
         )
         self._unchecked: list[tuple[int, list[str], Tensor]] = []
@@ -186,9 +188,18 @@ class Game:
     # One round
 
     def play(self, rounds: int) -> Iterator[Record]:
-        """Plays `rounds` more rounds and yields the record of each. Raises NonFiniteError where a loss is no number."""
+        """Plays `rounds` more rounds and yields the record of each.
+
+        Raises NonFiniteError where a loss is no number, and UserError while another thread plays a round of this game.
+        """
         for _ in range(rounds):
-            record = self.round()
+            if self._playing:
+                raise UserError("this game is being played, perhaps by a live run; call run.wait(), or run.stop() first")
+            self._playing = True
+            try:
+                record = self.round()
+            finally:
+                self._playing = False
             if self.device.type != "meta":
                 self._unchecked.append((record.index, list(record.terms), torch.stack(list(record.terms.values())).isfinite()))
                 if len(self._unchecked) >= self.check_every:
@@ -222,7 +233,7 @@ class Game:
         (gradient,) = torch.autograd.grad(_total(terms_g), x, retain_graph=not warm)
         gains: list[Tensor | None] = [None, None]
         probe = self.gains_every and index % self.gains_every == 0
-        self._step(self.generator_optimizer, s.generator_lr, index, lambda: made.backward(gradient))
+        self._step(self.generator_optimizer, s.generator_lr, index, lambda: backward(made, gradient))
         if probe:
             x_new, z_p_new = self._remake(z, y)
             after_g = self._disagreement(x_new, z_p_new)
@@ -249,9 +260,9 @@ class Game:
     def _autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
 
-    def _step(self, optimizer: torch.optim.Optimizer, lr: float, index: int, backward: Any) -> None:
+    def _step(self, optimizer: torch.optim.Optimizer, lr: float, index: int, assign: Any) -> None:
         optimizer.zero_grad(set_to_none=True)
-        backward()
+        assign()
         for group in optimizer.param_groups:
             group["lr"] = lr * self.schedule.factor(index)
         optimizer.step()

@@ -1,13 +1,13 @@
-"""The two long games of notebook 03, recorded: GDFQ with L_BNS averaged, as released, and with L_BNS summed, as printed.
+"""The three long games of notebook 03, recorded: GDFQ with L_BNS averaged, as released; summed, as printed; and without it.
 
 A generator needs some thousand rounds before P recognises the classes asked for, longer than a lesson may take. So the notebook
-plays the first rounds and replays the rest: `load_recording("gdfq_long")` and `load_recording("gdfq_long_sum")`. Beside what
-every recording has, their `meta` hold, of the finished generator:
+plays the first rounds and replays the rest: `load_recording("gdfq_long")`, `"gdfq_long_sum"` and `"gdfq_long_label"`. Beside
+what every recording has, their `meta` hold, of the finished generator:
 
     recognised   percent of 400 images in which P sees the class asked for
     bns          L_BNS of each batch norm of P on them, averaged over its channels
 
-`python -m adadfq_lab.imagined` records both again, into `data_stubs/`: about ten minutes on two cores.
+`python -m adadfq_lab.imagined` records all three again, into `data_stubs/`: about ten minutes on two cores.
 """
 
 import dataclasses
@@ -18,13 +18,14 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from adadfq_lab.data import ImageSet, load_data, stub_path
-from adadfq_lab.equations import BnsReduction, loss_bns
+from adadfq_lab.equations import loss_bns
 from adadfq_lab.fidelity import fidelity
 from adadfq_lab.game import Game, Schedule
 from adadfq_lab.history import Recorder
-from adadfq_lab.methods import gdfq
+from adadfq_lab.methods import Method, Round, gdfq
 from adadfq_lab.recordings import TEACHER, Recording, probe, sample_images, save_recording
 from adadfq_lab.student import quantize
 from adadfq_lab.teachers import load_teacher
@@ -32,10 +33,20 @@ from adadfq_lab.teachers import load_teacher
 ROUNDS, EVERY = 1200, 6
 SCHEDULE = Schedule(batch=16, warmup=600, observe=700, student_lr=1e-4)
 IMAGES_AT = (0, 100, 300, 600, 1200)
+LONG = ("gdfq_long", "gdfq_long_sum", "gdfq_long_label")
+"""What is recorded: L_BNS averaged, summed, left out."""
 
 
-REDUCTIONS: dict[str, BnsReduction] = {"gdfq_long": "mean", "gdfq_long_sum": "sum"}
-"""Name of the recording: how Eq. (11) adds up in it."""
+def label_only(r: Round) -> dict[str, torch.Tensor]:
+    """GDFQ's loss of G without L_BNS: the classes asked for, and nothing else."""
+    return {"label": F.cross_entropy(r.teacher_logits, r.labels)}
+
+
+def method(name: str) -> Method:
+    """The method that the recording `name` plays."""
+    if name == "gdfq_long_label":
+        return dataclasses.replace(gdfq(), name="GDFQ without L_BNS", generator_loss=label_only)
+    return gdfq()
 
 
 @torch.no_grad()
@@ -53,8 +64,8 @@ def finished(game: Game, *, images: int = 400) -> dict[str, Any]:
 def record(name: str, data: ImageSet, rounds: int = ROUNDS) -> Recording:
     """Plays the game `name` for `rounds` rounds at 3 bits; every sixth round is kept, images at IMAGES_AT."""
     teacher = load_teacher(TEACHER)
-    how = dataclasses.replace(fidelity("corrected"), bns_reduction=REDUCTIONS[name])
-    game = Game(teacher, quantize(teacher, "3w3a"), gdfq(), schedule=SCHEDULE, fidelity=how)
+    how = dataclasses.replace(fidelity("corrected"), bns_reduction="sum" if name == "gdfq_long_sum" else "mean")
+    game = Game(teacher, quantize(teacher, "3w3a"), method(name), schedule=SCHEDULE, fidelity=how)
     recorder, images, at = Recorder(game.classes), [sample_images(game)], [0]
     for played in game.play(rounds):
         if played.index % EVERY == 0 or played.index == rounds - 1:
@@ -76,9 +87,9 @@ def record(name: str, data: ImageSet, rounds: int = ROUNDS) -> Recording:
 
 
 def main(folder: Path, names: Sequence[str] = ()) -> None:
-    """Records the games called `names`, or both, into `folder`."""
+    """Records the games called `names`, or all three, into `folder`."""
     data = load_data("fashion_mnist", stub=True)
-    for name in names or REDUCTIONS:
+    for name in names or LONG:
         save_recording(record(name, data), folder / f"run_{name}.npz")
 
 

@@ -21,6 +21,7 @@ from html import escape
 from importlib import import_module
 from typing import Any, Literal
 
+from adadfq_lab.allocator import release_freed_memory
 from adadfq_lab.data import ImageSet
 from adadfq_lab.environment import Backend, fast, in_kernel, live_backend
 from adadfq_lab.equations import Bounds
@@ -98,6 +99,7 @@ class LiveRun:
                 return self
             self.state = "running"
             self._go.set()
+            release_freed_memory()
             self._thread = threading.Thread(target=self._play, name="adadfq live run", daemon=True)
             self._thread.start()
         if self.blocking:

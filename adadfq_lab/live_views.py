@@ -5,6 +5,7 @@ second and sends at most POINTS points a line, less than 60 kB in all.
 """
 
 import math
+from dataclasses import replace
 from importlib import import_module
 from typing import Any, Protocol
 
@@ -12,7 +13,18 @@ import numpy as np
 
 from adadfq_lab.equations import Bounds
 from adadfq_lab.history import Column, History, thin
-from adadfq_lab.style import BOUND_COLOUR, BOUND_DASH, GREY, INSIDE, PATTERN, PLAYER, PLAYER_DASH, TEMPLATE, TEXT
+from adadfq_lab.style import (
+    BOUND_COLOUR,
+    BOUND_DASH,
+    GREY,
+    INSIDE,
+    PATTERN,
+    PLAYER,
+    PLAYER_DASH,
+    TEMPLATE,
+    TEXT,
+    import_renderers,
+)
 from adadfq_lab.svg import Bars, Line, Panel, Rule, chart
 
 POINTS = 240
@@ -64,8 +76,8 @@ def panels(history: History, points: int = POINTS) -> list[Panel]:
     mean_h = history["h_prime"].mean(1) if not empty else history["round"]
     mean_entropy = history["entropy"].mean(1) if not empty else history["round"]
 
-    def line(name: str, column: Column, color: str, dash: str = "solid", dots: bool = False) -> Line:
-        return Line(name, rounds, thin(column, points), color, dash, dots)
+    def line(name: str, column: Column, color: str, dash: str = "solid", *, dots: bool = False, step: bool = False) -> Line:
+        return Line(name, rounds, thin(column, points), color, dash, dots, step)
 
     def player(name: str, player: str, column: Column) -> Line:
         return line(name, column, PLAYER[player], PLAYER_DASH[player])
@@ -84,8 +96,8 @@ def panels(history: History, points: int = POINTS) -> list[Panel]:
             "H′ (1: P and Q agree)",
             [
                 line("mean H′", mean_h, PLAYER["G"]),
-                line("λ_l", history["lower"], BOUND_COLOUR["lower"], BOUND_DASH["lower"]),
-                line("λ_u", history["upper"], BOUND_COLOUR["upper"], BOUND_DASH["upper"]),
+                line("λ_l", history["lower"], BOUND_COLOUR["lower"], BOUND_DASH["lower"], step=True),
+                line("λ_u", history["upper"], BOUND_COLOUR["upper"], BOUND_DASH["upper"], step=True),
             ],
             rules=marks,
             x_range=span,
@@ -120,7 +132,7 @@ def panels(history: History, points: int = POINTS) -> list[Panel]:
             "round",
             "H_info [nats]",
             [player("mean H_info", "G", mean_entropy)],
-            rules=[Rule(log_c, "log C: full agreement", GREY, "y", "dot"), *marks],
+            rules=[Rule(log_c, "log C: full agreement", GREY, "y", "dot"), *(replace(mark, text="") for mark in marks)],
             x_range=span,
             y_range=(0, log_c * 1.15),
         ),
@@ -166,6 +178,7 @@ class FigureView:
         import plotly.graph_objects as go
         from plotly.subplots import make_subplots
 
+        import_renderers()
         made = panels(History())
         rows = -(-len(made) // COLUMNS)
         titles = [panel.title for panel in made]
@@ -227,7 +240,7 @@ def _traces(panel: Panel) -> list[Any]:
     made: list[Any] = []
     for line in panel.lines:
         mode = "lines+markers" if line.dots else "lines"
-        look = {"color": line.color, "dash": line.dash, "width": 2}
+        look = {"color": line.color, "dash": line.dash, "width": 2, "shape": "hv" if line.step else "linear"}
         made.append(go.Scatter(x=[], y=[], name=line.name, mode=mode, line=look, legendgroup=line.name))
     for bars in panel.bars:
         edges = np.asarray(bars.edges)

@@ -7,7 +7,9 @@ black of JupyterLab's dark theme, so one figure serves both.
 Every figure carries its description: `figure(..., alt=...)` stores it, `alt_text(fig)` returns it, `show(fig)` puts it below.
 """
 
+import sys
 from html import escape
+from importlib import import_module
 from typing import Any, Final
 
 import plotly.graph_objects as go
@@ -87,6 +89,22 @@ def alt_text(fig: Any) -> str:
     return str(meta["alt"]) if isinstance(meta, dict) and "alt" in meta else ""
 
 
+def import_renderers() -> None:
+    """Imports what plotly displays figures with, in a tenth of the time.
+
+    plotly's renderers import nbformat for its version; that imports jsonschema, and that rfc3987_syntax, if there is one, which
+    takes two seconds to compile a grammar of internationalised addresses. Nothing here checks any: it is away for a moment.
+    """
+    grammar = "rfc3987_syntax"
+    if grammar in sys.modules or "jsonschema" in sys.modules:
+        return
+    sys.modules[grammar] = None  # type: ignore[assignment]  # the documented way to make an import fail
+    try:
+        import_module("plotly.io").renderers  # noqa: B018
+    finally:
+        del sys.modules[grammar]
+
+
 def show(fig: Any) -> None:
     """Displays a figure in the notebook with its description, folded, below it; outside a notebook, prints the description."""
     from adadfq_lab.environment import in_kernel
@@ -97,6 +115,7 @@ def show(fig: Any) -> None:
     from IPython import display
 
     words = f"<details><summary>Description of the figure</summary><p>{escape(alt_text(fig))}</p></details>"
+    import_renderers()
     display.display(fig)  # type: ignore[no-untyped-call]
     display.display(display.HTML(words))  # type: ignore[no-untyped-call]
 

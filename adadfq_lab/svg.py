@@ -138,6 +138,8 @@ def _panel(panel: Panel, width: int, height: int) -> str:
     ys = [_array(line.y) for line in panel.lines] + [tops.reshape(-1)] * bool(panel.bars)
     x_low, x_high = _extent(panel.x_range, xs) if not panel.bars else (panel.x_range or _limits(xs))
     y_low, y_high = _extent(panel.y_range, ys, zero=bool(panel.bars))
+    if panel.bars and panel.y_range is None and any(rule.text and rule.axis == "x" for rule in panel.rules):
+        y_high += 0.12 * (y_high - y_low)  # room above the bars for the words of the rules
     inner_w, inner_h = width - LEFT - RIGHT, height - TOP - BOTTOM
 
     def sx(x: float) -> float:

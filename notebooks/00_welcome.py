@@ -190,10 +190,12 @@ def reading(history):
 run.then(reading)
 
 # %% [markdown]
-# Every plot, table and test of this package reads the same stream of records that you have just watched. By hand it is a loop:
+# Every plot, table and test of this package reads the same stream of records that you have just watched. By hand it is a
+# loop. Two loops must not play one game at a time, so `run.wait()` first waits for the end of yours; in a hurry, press Stop
+# before you run this cell.
 
 # %%
-run.stop()
+run.wait()
 for record in game.play(2):
     print(
         f"round {record.index}: H' from {record.h_prime.min():.2f} to {record.h_prime.max():.2f}, terms {sorted(record.terms)}"

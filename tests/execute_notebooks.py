@@ -29,7 +29,9 @@ def execute(path: Path) -> str:
 
 def main(wanted: list[str]) -> int:
     os.environ.setdefault("ADADFQ_LAB_FAST", "1")
-    print(", ".join(f"{name} {version(name)}" for name in STACK))
+    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # a kernel of this Python, whatever kernels the user has
+    os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # an old debugger's warning, at every start
+    print(", ".join(f"{name} {version(name)}" for name in STACK), flush=True)
     paths = [path for path in sorted(FOLDER.glob("[0-9]*.ipynb")) if not wanted or path.name[:2] in wanted]
     failed = 0
     for path in paths:

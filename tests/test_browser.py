@@ -64,6 +64,8 @@ def lab_server(tmp_path_factory):
     options += ["--LabApp.extension_manager=readonly", f"--LabApp.app_settings_dir={settings}"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "JUPYTER_PREFER_ENV_PATH": "1"}
     environment.pop("ADADFQ_LAB_FAST", None)
+    for kind in ("SETTINGS", "WORKSPACES"):  # not the user's own: a theme that a test chose would stay
+        environment[f"JUPYTERLAB_{kind}_DIR"] = str(tmp_path_factory.mktemp(kind.lower()))
     log = (folder / "server.log").open("w")
     command = [sys.executable, "-m", "jupyterlab", *options]
     server = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT)
@@ -99,7 +101,7 @@ def opened(lab_server, name, cells, *, dark=False):
     with sync_playwright() as playwright:
         arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
-        page = browser.new_page(viewport={"width": 1280, "height": 1500})
+        page = browser.new_page(viewport={"width": 1280, "height": 2000})
         page.goto(f"{url}/lab/workspaces/{secrets.token_hex(4)}/tree/{name}?token={token}&reset", timeout=120_000)
         ready = "window.jupyterapp?.shell.currentWidget?.sessionContext?.isReady === true"
         page.wait_for_function(f"() => {ready}", timeout=180_000)
@@ -177,3 +179,39 @@ def test_the_dark_theme_is_readable(lab_server):
         ratios = page.evaluate(luminance)
         assert len(ratios) > 20
         assert min(ratios) > 3, "some text is hard to read on the dark page"
+
+
+@needs_chromium
+def test_the_dashboard_is_a_page_of_its_own():
+    """voila serves the bounds explorer, a recorded run and the images of G; dragging a bound redraws the histogram."""
+    pytest.importorskip("voila", reason="needs the extra `dashboard`")
+    from playwright.sync_api import sync_playwright
+
+    url = f"http://127.0.0.1:{(port := free_port())}"
+    command = [sys.executable, "-m", "voila", "notebooks/dashboard.ipynb", "--no-browser"]
+    command += ["--Voila.ip=127.0.0.1", f"--port={port}"]
+    server = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        with sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+            page = browser.new_page(viewport={"width": 1200, "height": 1900})
+            wait_for(lambda: server.poll() is not None or listens(port))
+            page.goto(url, timeout=120_000)
+            drawing = "() => document.querySelector('svg[role=img]')?.outerHTML"
+            wait_for(lambda: page.evaluate("() => document.querySelectorAll('svg[role=img], img[alt]').length") >= 3)
+            before = page.evaluate(drawing)
+            handle = page.locator(".noUi-handle").first
+            handle.focus()
+            handle.press("ArrowRight")
+            wait_for(lambda: page.evaluate(drawing) != before)
+            SHOTS.mkdir(parents=True, exist_ok=True)
+            shot(page, "dashboard")
+            browser.close()
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def listens(port):
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -95,6 +95,14 @@ def test_index_names_all_eleven_and_links_what_exists():
     }
 
 
+def test_handout_index_links_nothing_that_students_do_not_get():
+    """The workshop's index names all eleven and links notebooks beside it only: no solutions, no guide."""
+    text = course.index([path.stem for path in course.masters()], handout=True)
+    assert len(re.findall(r"^\| \d\d \|", text, re.MULTILINE)) == 11
+    assert set(re.findall(r"\]\(([^)]+)\)", text)) == {f"{path.stem}.ipynb" for path in course.masters()}
+    assert "solution" not in text
+
+
 # Reading and writing
 
 
@@ -255,6 +263,42 @@ def test_check_notices_a_notebook_without_master(tmp_path):
     folder = small_course(tmp_path / "notebooks", small_master())
     shutil.copy(folder / f"{NAME}.py", folder / "09_full_training.py")
     assert any("09_full_training: has no master" in line for line in course_check.problems(folder))
+
+
+GUIDE = "# Guide\n\n## Talking points\n\n**01 Test**\n- [index](index.md)\n\n## Tables\n\n" + "\n".join(
+    mark for pair in course.GENERATED for mark in pair
+)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("<!-- minutes: end -->", "", "lacks the mark <!-- minutes: end -->"),
+        ("**01 Test**", "**02 Test**", "no talking points for 01_disagreement"),
+        ("(index.md)", "(nowhere.md)", "links to nowhere.md"),
+        ("agrees", "disagrees", "instructor_guide.md is not what its master gives"),
+    ],
+)
+def test_check_notices_a_spoiled_guide(old, new, says, tmp_path):
+    """A guide in order passes; without a mark, without a notebook's talking points, with a dead link or a table edited, not."""
+    folder = small_course(tmp_path / "notebooks", small_master())
+    guide = folder / "instructor_guide.md"
+    guide.write_text(GUIDE)
+    course.build(folder=folder)
+    assert course_check.problems(folder) == []
+    text = guide.read_text()
+    if old == "agrees":
+        old = course.wrong_answers().splitlines()[2]
+    guide.write_text(text.replace(old, new, 1))
+    found = course_check.problems(folder)
+    assert any(says in line for line in found), found
+
+
+def test_the_guide_is_there_and_linked():
+    """The repository has an instructor's guide, which the table of contents links."""
+    assert (FOLDER / "instructor_guide.md").exists()
+    assert "](instructor_guide.md)" in (FOLDER / "index.md").read_text()
+    assert "](notebooks/instructor_guide.md)" in (FOLDER.parent / "README.md").read_text()
 
 
 def test_a_folder_without_masters_is_a_users_mistake(tmp_path):

@@ -3,6 +3,8 @@
 import base64
 import io
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -94,6 +96,32 @@ def test_show_outside_a_notebook_prints_the_description(capsys):
     """In a script there is no front end: what the figure shows is printed in words."""
     style.show(figures.staircase(2, -1.0, 1.0))
     assert capsys.readouterr().out.startswith("[figure] Staircase of 4 levels")
+
+
+def test_show_in_a_notebook_displays_figure_and_words(monkeypatch):
+    """In a kernel the front end gets the figure, then its description."""
+    from IPython import display
+
+    sent = []
+    monkeypatch.setattr("adadfq_lab.environment.in_kernel", lambda: True)
+    monkeypatch.setattr(display, "display", sent.append)
+    fig = figures.staircase(2, -1.0, 1.0)
+    style.show(fig)
+    assert sent[0] is fig
+    assert "Staircase of 4 levels" in sent[1].data
+
+
+def test_the_first_figure_compiles_no_grammar():
+    """After a figure is displayed and a FigureWidget made, plotly knows nbformat, and rfc3987_syntax can still be imported."""
+    code = """
+import sys
+from adadfq_lab import live_views
+live_views.FigureView()
+from plotly.io import _renderers
+assert _renderers.nbformat.__version__
+assert "rfc3987_syntax" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize("bounds", [(0.1, 0.8), (0.0, 1.0), (0.3, 0.4)])

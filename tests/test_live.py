@@ -273,3 +273,25 @@ def test_a_history_can_be_cut():
     assert len(history.last_samples(10)) == 16, "two whole batches of 8 hold at least 10 samples"
     assert len(History().last_samples()) == 0
     assert len(live_views.panels(History())) == len(live_views.panels(history))
+
+
+def test_a_game_is_played_by_one_loop_at_a_time():
+    """While a live run is in the middle of a round, a second loop over its game is refused in one line and harms nothing."""
+    game = tiny_game()
+    inside, go_on = threading.Event(), threading.Event()
+    played = game.round
+
+    def slow_round():
+        inside.set()
+        assert go_on.wait(30)
+        return played()
+
+    game.round = slow_round
+    run = LiveRun(game, 2, backend="none", blocking=False).start()
+    assert inside.wait(30)
+    with pytest.raises(UserError, match=r"run\.wait\(\)"):
+        next(game.play(1))
+    go_on.set()
+    assert len(run.wait(30)) == 2
+    assert game.index == 2
+    assert next(game.play(1)).index == 2

@@ -1,6 +1,8 @@
 """Recorded games: what is written is read back, what is shipped is complete and small."""
 
+import hashlib
 import math
+import re
 
 import numpy as np
 import pytest
@@ -11,13 +13,14 @@ from adadfq_lab import recordings
 from adadfq_lab.data import stub_path
 from adadfq_lab.equations import disagreement_entropy, normalized_entropy
 from adadfq_lab.errors import UserError
+from adadfq_lab.imagined import EVERY, LONG, ROUNDS, method
 from adadfq_lab.recordings import RUNS, Recording, load_grid, load_population, load_recording, play_and_record, probe
 
-SHIPPED = [f"run_{name}.npz" for name in RUNS] + ["population.npz", "grid.npz"]
+SHIPPED = [f"run_{name}.npz" for name in (*RUNS, *LONG)] + ["population.npz", "grid.npz"]
 
 
-def test_the_shipped_recordings_are_all_there_and_below_500_kb():
-    """Every file the course replays is in data_stubs/, half a megabyte together, readable without pickle."""
+def test_the_shipped_recordings_are_all_there_and_below_600_kb():
+    """Every file the course replays is in data_stubs/, 0.6 MB together, readable without pickle."""
     sizes = []
     for name in SHIPPED:
         path = stub_path(name)
@@ -25,7 +28,17 @@ def test_the_shipped_recordings_are_all_there_and_below_500_kb():
         sizes.append(path.stat().st_size)
         with np.load(path, allow_pickle=False) as file:
             assert all(file[key].dtype != object for key in file.files)
-    assert sum(sizes) < 500_000
+    assert sum(sizes) < 600_000
+
+
+def test_every_stub_has_a_row_with_its_checksum():
+    """data_stubs/README.md names each file that is shipped, with its sha256, and no other file."""
+    text = stub_path("README.md").read_text(encoding="utf-8")
+    listed = dict(re.findall(r"^\| `([\w.]+)` \|.*`([0-9a-f]{64})` \|$", text, re.MULTILINE))
+    shipped = {path.name: path for path in stub_path("README.md").parent.iterdir() if path.name != "README.md"}
+    assert listed.keys() == shipped.keys()
+    for name, path in shipped.items():
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == listed[name], name
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -49,6 +62,31 @@ def test_a_shipped_run_is_whole(name):
         == len(one.images)
         == (len([at for at in recordings.IMAGES_AT if at <= plan.rounds]) if plan.gallery else 1)
     )
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_a_long_game_is_whole(name):
+    """One round in six of 1,200, images of every class at five of them, and what notebook 03 prints about the end."""
+    one = load_recording(name)
+    assert one.meta["rounds"] == ROUNDS == one.image_rounds[-1]
+    assert len(one.history) == ROUNDS // EVERY + 1
+    assert one.meta["method"] == method(name).name
+    assert one.images.shape == (5, 10, 28, 28)
+    assert len(one.meta["bns"]) == 21
+    assert 10 < one.meta["recognised"] <= 100
+    assert ("generator.bns" in one.history.columns) == (name != "gdfq_long_label")
+
+
+def test_notebook_03_says_what_was_recorded():
+    """Its reading of three ways to add up L_BNS: summed is nearest to P's memory, left out farthest; summed has the best Q."""
+    averaged, summed, without = (load_recording(name) for name in LONG)
+    distances = [np.mean(one.meta["bns"]) for one in (summed, averaged, without)]
+    assert distances == sorted(distances)
+    assert averaged.meta["recognised"] == pytest.approx(without.meta["recognised"], abs=3)
+    assert summed.meta["recognised"] < averaged.meta["recognised"]
+    assert summed.meta["final"]["test.accuracy"] > max(one.meta["final"]["test.accuracy"] for one in (averaged, without))
+    ratio = summed.history["generator.bns"][0] / averaged.history["generator.bns"][0]
+    assert ratio == pytest.approx(700, rel=0.05)
 
 
 def test_the_population_is_what_a_game_sees():

@@ -1,0 +1,205 @@
+"""The gallery of the README: a key figure of each notebook, drawn from what is shipped, committed in docs/gallery/.
+
+`make gallery` (`python -m adadfq_lab.gallery`) draws all of them again and writes the part of the README between BEGIN and END:
+a figure, its description as alt text, and a sentence that reads it. Charts are SVG in a grey that shows on light and dark
+pages; images of G are PNG. Nothing is trained: the recordings and the teacher in data_stubs/ are all it takes.
+"""
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from adadfq_lab import live_views
+from adadfq_lab.course import PAGES
+from adadfq_lab.data import load_data
+from adadfq_lab.equations import Bounds, normalized_entropy
+from adadfq_lab.evaluation import accuracy
+from adadfq_lab.files import write_atomically
+from adadfq_lab.recordings import TEACHER, load_population, load_recording
+from adadfq_lab.student import quantize
+from adadfq_lab.style import BLUE, GREEN, GREY, ORANGE, PLAYER, PLAYER_DASH, PURPLE, TEXT, VERMILLION
+from adadfq_lab.svg import Line, Panel, Rule, chart
+from adadfq_lab.teachers import load_teacher
+from adadfq_lab.widgets import band_text, montage
+
+ROOT = Path(__file__).parents[1]
+BEGIN, END = "<!-- gallery -->", "<!-- /gallery -->"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure to be written: its bytes, "svg" or "png", what it shows (alt) and a sentence that reads it."""
+
+    data: bytes
+    kind: str
+    alt: str
+    says: str
+
+
+def _svg(panel: Panel, alt: str, says: str) -> Picture:
+    """One panel as a file of its own: with the house's grey, since there is no page to take a colour from."""
+    text = chart([panel], alt=alt, height=270).replace("var(--jp-content-font-color1,currentColor)", TEXT)
+    return Picture(f"{text}\n".encode(), "svg", alt, says)
+
+
+def welcome() -> Picture:
+    """00: Q on real images over a recorded game."""
+    history = load_recording("adadfq_3w3a").history
+    says = "The game, 300 rounds: as soon as G's images set its ranges, Q is right again on real images, at 3 bits."
+    return _svg(live_views.panels(history, 100)[5], live_views.describe(history), says)
+
+
+def disagreement() -> Picture:
+    """01: what the floor of H' does to a comparison of students."""
+    people = load_population()
+    bits = sorted(people.student_logits)
+    zero = [float(normalized_entropy(torch.from_numpy(people.entropy(b)), 10, floor="zero").median()) for b in bits]
+    batch = [float(np.median(people.h_prime(b))) for b in bits]
+    lines = [
+        Line("batch minimum, Eq. (3)", bits, batch, PURPLE, dots=True),
+        Line("0", bits, zero, BLUE, "dash", dots=True),
+    ]
+    alt = (
+        f"Median H' of students of 2 to 8 bits: with the batch's minimum as H_min from {batch[0]:.2f} to {batch[-1]:.2f}, "
+        f"with 0 from {zero[0]:.2f} to {zero[-1]:.2f}."
+    )
+    panel = Panel("What H_min is, matters", "bits of Q", "median H′ (1: agreement)", lines, y_range=(0, 1.05))
+    return _svg(panel, alt, "Measured against its own batch, as in Eq. (3), H′ hardly tells a 4-bit student from an 8-bit one.")
+
+
+def cliff() -> Picture:
+    """02: accuracy of plainly rounded students, ranges from 128 real images."""
+    teacher, data = load_teacher(TEACHER), load_data("fashion_mnist", stub=True).take(500)
+    tops, widths = [], (2, 3, 4, 5, 6, 8)
+    for width in widths:
+        student = quantize(teacher, f"{width}w{width}a")
+        with torch.no_grad():
+            student(teacher.normalize(data.images[:128]))
+        tops.append(accuracy(student, data, teacher.normalize).top1)
+    top = accuracy(teacher, data, teacher.normalize).top1
+    listed = ", ".join(f"{width} bits {value:.0f} %" for width, value in zip(widths, tops, strict=True))
+    panel = Panel(
+        "Rounded, nothing learned",
+        "bits of weights and activations",
+        "top-1 on 500 images [%]",
+        [Line("Q", widths, tops, PLAYER["Q"], PLAYER_DASH["Q"], dots=True)],
+        rules=[Rule(top, "P", PLAYER["P"], "y", "solid")],
+        y_range=(0, 105),
+    )
+    alt = f"Accuracy of Q without training: {listed}; P has {top:.0f} %."
+    return _svg(panel, alt, "Each bit less doubles the step of the grid, and at 2 bits accuracy falls off a cliff.")
+
+
+def imagined() -> Picture:
+    """03: what G imagines at the end of the three long games, a row each."""
+    games = {
+        how: load_recording(f"gdfq_long{end}") for how, end in (("averaged", ""), ("summed", "_sum"), ("left out", "_label"))
+    }
+    sheet = Image.fromarray(montage(np.stack([one.images[-1] for one in games.values()])))
+    buffer = io.BytesIO()
+    sheet.resize((3 * sheet.width, 3 * sheet.height), Image.Resampling.NEAREST).save(buffer, "PNG", optimize=True)
+    facts = "; ".join(f"{how}: P recognises {one.meta['recognised']:.0f} %" for how, one in games.items())
+    alt = f"Three rows of ten imagined images, one of each class, after 1,200 rounds, by how L_BNS adds up. {facts}."
+    says = "What P's batch norms remember: L_BNS averaged, summed, left out. Being recognised is easy, being typical is not."
+    return Picture(buffer.getvalue(), "png", alt, says)
+
+
+def gains() -> Picture:
+    """04: what both players' steps did to the disagreement, added up."""
+    history = load_recording("adadfq_3w3a").history
+    known = np.isfinite(history["gain_g"]) & (history["round"] >= 60)
+    at = history["round"][known]
+    sums = {f"Δ_{p}": np.cumsum(history[f"gain_{p.lower()}"][known]) for p in "GQ"}
+    lines = [Line(name, at, total, PLAYER[name[-1]], PLAYER_DASH[name[-1]]) for name, total in sums.items()]
+    ends = ", ".join(f"{name} {total[-1]:+.1f} nats" for name, total in sums.items())
+    panel = Panel("Gains, added up", "round", "disagreement [nats]", lines, rules=[Rule(0, "", GREY, "y", "dot")])
+    alt = f"Gains of every second round from 60 to 300, added up: {ends}."
+    return _svg(panel, alt, "Is the game zero-sum? What G's steps gain, Q's steps do not lose: the gains do not cancel.")
+
+
+def ablation() -> Picture:
+    """05: testing loss without L_ds, without L_as and without either."""
+    rows = {"all": "adadfq_3w3a", "no L_ds": "no_ds_3w3a", "no L_as": "no_as_3w3a", "neither": "no_bal_3w3a"}
+    looks = ((BLUE, "solid"), (ORANGE, "dash"), (GREEN, "dot"), (VERMILLION, "dashdot"))
+    lines = [_measured(name, file, "test.loss", *look) for (name, file), look in zip(rows.items(), looks, strict=True)]
+    last = ", ".join(f"{line.name} {np.asarray(line.y)[-1]:.2f}" for line in lines)
+    panel = Panel("Table 3 in miniature: testing loss of Q", "round", "cross-entropy [nats]", lines)
+    says = "Without agreement samples, or without either kind, Q is worse on real images; 150 rounds, one seed."
+    return _svg(panel, f"Cross-entropy of Q on real images over 150 rounds; it ends at: {last} nats.", says)
+
+
+def _measured(name: str, recording: str, column: str, color: str, dash: str) -> Line:
+    history = load_recording(recording).history.upto(150)
+    at = np.isfinite(history[column]) & (history["round"] > 10)
+    return Line(name, history["round"][at], history[column][at], color, dash, dots=True)
+
+
+def band() -> Picture:
+    """06: the histogram of the bounds explorer as it opens."""
+    h_prime, bounds = load_population().h_prime(3), Bounds(0.1, 0.8)
+    bars, rules = live_views.histogram(h_prime, bounds), live_views.bound_rules(bounds)
+    panel = Panel(
+        "H′ of 480 imagined images, 3-bit Q", "H′ (1: agreement)", "samples [%]", bars=bars, rules=rules, x_range=(0, 1)
+    )
+    alt = f"Histogram of H' coloured by the band. {band_text(h_prime, bounds)}"
+    return _svg(panel, alt, "The bounds explorer: drag λ_l and λ_u, also while the game is played.")
+
+
+def fitting() -> Picture:
+    """07: Fig. 1 in small: training and testing loss at 3 and 5 bits."""
+    looks = {3: (VERMILLION, "solid", "dash"), 5: (BLUE, "dot", "longdashdot")}
+    lines = []
+    for bits, (color, *dashes) in looks.items():
+        for kind, dash in zip(("train", "test"), dashes, strict=True):
+            lines.append(_measured(f"{kind} {bits}", f"adadfq_{bits}w{bits}a", f"{kind}.loss", color, dash))
+    ends = ", ".join(f"{line.name} {np.asarray(line.y)[0]:.2f} to {np.asarray(line.y)[-1]:.2f}" for line in lines)
+    panel = Panel("Fig. 1 in small: training, testing at 3 and 5 bits", "round", "cross-entropy of Q [nats]", lines)
+    says = "Training loss on imagined images falls; testing loss on real ones stays where the ranges had brought it."
+    return _svg(panel, f"Training and testing loss over 150 rounds, in nats: {ends}.", says)
+
+
+PICTURES: dict[str, Callable[[], Picture]] = {
+    "00_welcome": welcome,
+    "01_disagreement": disagreement,
+    "02_quantization": cliff,
+    "03_imagining_data": imagined,
+    "04_zero_sum_game": gains,
+    "05_two_kinds_of_sample": ablation,
+    "06_the_band": band,
+    "07_why_it_generalises": fitting,
+}
+"""Name of a notebook: what draws its key figure."""
+
+
+def part(pictures: dict[str, Picture]) -> str:
+    """The README's gallery, two notebooks a row."""
+    titles = {name: title for name, title, _ in PAGES}
+    cells = [
+        f'<td width="50%" valign="top"><a href="notebooks/{name}.ipynb"><b>{name[:2]} · {titles[name]}</b></a><br>'
+        f'<img src="docs/gallery/{name}.{one.kind}" alt="{escape(one.alt)}" width="100%"><br>{escape(one.says)}</td>'
+        for name, one in pictures.items()
+    ]
+    rows = ["<tr>\n" + "\n".join(cells[i : i + 2]) + "\n</tr>" for i in range(0, len(cells), 2)]
+    return "<table>\n" + "\n".join(rows) + "\n</table>"
+
+
+def main(root: Path = ROOT) -> None:
+    """Draws every picture into docs/gallery/ and renews the README's gallery."""
+    pictures = {name: draw() for name, draw in PICTURES.items()}
+    (root / "docs" / "gallery").mkdir(parents=True, exist_ok=True)
+    for name, one in pictures.items():
+        write_atomically(root / "docs" / "gallery" / f"{name}.{one.kind}", one.data)
+    readme = root / "README.md"
+    head, _, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
+    _, _, tail = rest.partition(END)
+    write_atomically(readme, f"{head}{BEGIN}\n{part(pictures)}\n{END}{tail}".encode())
+
+
+if __name__ == "__main__":
+    main()
