@@ -27,6 +27,7 @@ from torch import Tensor
 from adadfq_lab.data import ImageSet, load_data, stub_path
 from adadfq_lab.equations import Bounds, disagreement_entropy, normalized_entropy
 from adadfq_lab.errors import UserError
+from adadfq_lab.fidelity import Fidelity, fidelity
 from adadfq_lab.files import write_atomically
 from adadfq_lab.game import Game, Schedule
 from adadfq_lab.history import Column, History, Mark, Recorder
@@ -232,11 +233,18 @@ def play_and_record(game: Game, rounds: int, data: ImageSet, *, evaluate_every: 
     return Recording("", recorder.history(), np.stack(images), tuple(at))
 
 
+def released_average() -> Fidelity:
+    """How the recorded games were played: "corrected", but L_BNS averaged, as released, which was the default then."""
+    return replace(fidelity("corrected"), bns_reduction="mean")
+
+
 def new_game(plan: Plan, *, gains_every: int = 2) -> Game:
     """The game of a plan, on the shipped Fashion-MNIST teacher, seed 0."""
     teacher, schedule = load_teacher(TEACHER), replace(SCHEDULE, student_lr=plan.student_lr)
     made = make_method(plan.method, **plan.settings)
-    return Game(teacher, quantize(teacher, plan.bits), made, schedule=schedule, gains_every=gains_every)
+    return Game(
+        teacher, quantize(teacher, plan.bits), made, schedule=schedule, gains_every=gains_every, fidelity=released_average()
+    )
 
 
 def record_run(name: str, folder: Path, data: ImageSet) -> Game:

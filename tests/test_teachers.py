@@ -23,7 +23,7 @@ INFO = TeacherInfo("tiny", "resnet8", "made", ("a", "b", "c"), (1, 8, 8), (0.25,
 TEACHERS = ["fashion_mnist_resnet20", "cifar10_resnet20"]
 FACTS = {
     "fashion_mnist_resnet20": {"least": 93.0, "shape": (1, 28, 28), "parameters": 272_186, "images": 10_000},
-    "cifar10_resnet20": {"least": 91.9, "shape": (3, 32, 32), "parameters": 272_474, "images": 9_979},
+    "cifar10_resnet20": {"least": 92.0, "shape": (3, 32, 32), "parameters": 272_474, "images": 9_979},
 }
 
 
