@@ -15,7 +15,7 @@ RECENT  := import sys; print(sys.version_info >= (3, 11))
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test slow test-browser test-floor chromium gallery lab dashboard workshop lint format clean distclean
+.PHONY: help demo test slow test-browser test-floor gallery lab dashboard workshop lint format clean distclean
 
 help:  ## list these targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -87,6 +87,7 @@ $(VENV)/.browser: $(VENV)/.dev
 	@touch $@
 
 # Debian's Chromium, where there is none: playwright would download a browser of its own.
+.PHONY: chromium
 chromium:
 	@if [ -n "$$CHROMIUM" ] || command -v chromium >/dev/null || command -v chromium-browser >/dev/null; then :; \
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \

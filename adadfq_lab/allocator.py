@@ -23,7 +23,8 @@ def keep_freed_memory() -> bool:
 def release_freed_memory() -> bool:
     """Gives what is freed now back to the kernel; False where there is no glibc, or nothing to give.
 
-    Before a live run: the figure's JavaScript, 5 MB, was copied on its way to the page several times, and would stay.
+    Before a live run: the figure's JavaScript, 5 MB, was copied on its way to the page several times, and would stay. After
+    it: what its thread has freed, no other thread can use.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
     return trim is not None and bool(trim(0))

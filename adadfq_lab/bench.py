@@ -120,9 +120,9 @@ class Textbook:
         for module in self.generator.modules():
             if isinstance(module, UpsampleConv2d):
                 module.forward = partial(_direct_upsample, module)  # type: ignore[method-assign]
-        self.adam = torch.optim.Adam(self.generator.parameters(), game.schedule.generator_lr, betas=(0.5, 0.999), foreach=False)
+        self.adam = torch.optim.Adam(self.generator.parameters(), game.rates.generator_lr, betas=(0.5, 0.999), foreach=False)
         self.sgd = torch.optim.SGD(
-            self.student.parameters(), game.schedule.student_lr, momentum=0.9, weight_decay=1e-4, nesterov=True, foreach=False
+            self.student.parameters(), game.rates.student_lr, momentum=0.9, weight_decay=1e-4, nesterov=True, foreach=False
         )
         for mine, its in ((self.adam, game.generator_optimizer), (self.sgd, game.student_optimizer)):
             mine.load_state_dict({**copy.deepcopy(its.state_dict()), "param_groups": mine.state_dict()["param_groups"]})

@@ -262,7 +262,7 @@ class BatchStatistics(NamedTuple):
     running_var: Tensor
 
 
-def loss_bns(statistics: Sequence[BatchStatistics], *, reduction: BnsReduction = "mean") -> Tensor:
+def loss_bns(statistics: Sequence[BatchStatistics], *, reduction: BnsReduction = "sum") -> Tensor:
     """How far the batch is from the training data as P's BatchNorm layers remember them, a scalar. Eq. (11).
 
         L_BNS = sum_m ||mu_m^g - mu_m||^2 + ||sigma_m^g - sigma_m||^2

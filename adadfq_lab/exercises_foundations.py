@@ -313,7 +313,7 @@ FOUNDATIONS = (
     Exercise(
         "loss_bns",
         "03",
-        equations.loss_bns,
+        lambda s: equations.loss_bns(s, reduction="mean"),
         _statistics,
         "A layer: (mean - running_mean).square().mean() + (var - running_var).square().mean(). Then the mean over layers.",
         (
@@ -326,7 +326,7 @@ FOUNDATIONS = (
                 "The variances are missing.",
             ),
             Mistake(
-                lambda s: len(s) * equations.loss_bns(s),
+                lambda s: len(s) * equations.loss_bns(s, reduction="mean"),
                 "This adds up the layers; asked for is their mean.",
             ),
         ),

@@ -13,6 +13,7 @@ step uses. Q learns from the images as they were before G's step, as the release
 `check_every` rounds, which still names the round it happened in.
 """
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -29,8 +30,8 @@ from adadfq_lab.errors import UserError
 from adadfq_lab.fidelity import Fidelity
 from adadfq_lab.fidelity import fidelity as preset
 from adadfq_lab.generators import Generator
-from adadfq_lab.methods import Method, Round
-from adadfq_lab.optimizers import SGD, Adam, backward
+from adadfq_lab.methods import Method, Rates, Round
+from adadfq_lab.optimizers import Adam, backward
 from adadfq_lab.statistics import WithStatistics
 from adadfq_lab.student import Student
 from adadfq_lab.teachers import Teacher
@@ -46,9 +47,9 @@ class Schedule:
         batch: Images a round, N.
         warmup: Rounds in which only the generator learns; the student's first step is in round `warmup`.
         observe: Rounds, from the first, in which activation ranges are observed; then they stay.
-        generator_lr: Adam's learning rate for G.
-        student_lr: SGD's learning rate for Q (Nesterov momentum 0.9).
-        weight_decay: Of Q's parameters.
+        generator_lr: Adam's learning rate for G; the method's own if not given, 1e-3 for most.
+        student_lr: The learning rate for Q; the method's own if not given, 1e-4 for most.
+        weight_decay: Of Q's parameters; the method's own if not given, 1e-4 for most.
         milestones: Rounds at which both learning rates are multiplied by `decay`.
         decay: That factor.
     """
@@ -56,9 +57,9 @@ class Schedule:
     batch: int = 16
     warmup: int = 200
     observe: int = 400
-    generator_lr: float = 1e-3
-    student_lr: float = 1e-4
-    weight_decay: float = 1e-4
+    generator_lr: float | None = None
+    student_lr: float | None = None
+    weight_decay: float | None = None
     milestones: tuple[int, ...] = ()
     decay: float = 0.1
 
@@ -68,6 +69,11 @@ class Schedule:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.warmup < 0:
             raise UserError(f"warmup must not be negative, as {self.warmup} is")
+
+    def rates(self, method: Method) -> Rates:
+        """The rates of this schedule, the method's own where it names none."""
+        named = {name: getattr(self, name) for name in ("generator_lr", "student_lr", "weight_decay")}
+        return dataclasses.replace(method.rates, **{name: rate for name, rate in named.items() if rate is not None})
 
     def factor(self, index: int) -> float:
         """What the learning rates are multiplied by in round `index`."""
@@ -161,22 +167,24 @@ class Game:
         self.generator = self._build_generator().to(self.device)
         self._check_classes()
         fused = {"fused": True} if self.device.type in ("cpu", "cuda") else {}
-        lr, s = 1.0, self.schedule  # the learning rate is set anew in every round
         betas = (self.fidelity.adam_beta1, 0.999)
-        self.generator_optimizer = Adam(self.generator.parameters(), lr, betas=betas, **fused)
+        self.generator_optimizer = Adam(self.generator.parameters(), 1.0, betas=betas, **fused)
         self.student_parameters = [p for p in self.student.parameters() if p.requires_grad]
-        self.student_optimizer = SGD(
-            self.student_parameters, lr, momentum=0.9, weight_decay=s.weight_decay, nesterov=True, **fused
-        )
+        self.student_optimizer = method.student_optimizer(self.student, self.rates.weight_decay)
         self._unchecked: list[tuple[int, list[str], Tensor]] = []
         if self.device.type == "cuda":  # of the whole process; without this, convolutions are TF32 whatever was asked
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+
+    @property
+    def rates(self) -> Rates:
+        """Learning rates before any decay, and the weight decay."""
+        return self.schedule.rates(self.method)
 
     def _build_generator(self) -> Generator:
         """G with first weights from `seed`, leaving torch's global random state as it was."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            return self.method.build_generator(self.classes, self.teacher.info.input_shape, self.fidelity).train()
+            return self.method.build_generator(self.teacher, self.fidelity).train()
 
     def _check_classes(self) -> None:
         with torch.no_grad(), self.student.frozen():
@@ -213,16 +221,18 @@ class Game:
         warm = index < s.warmup
         self.student.observing = index < s.observe
         z, y = self._draw()
-        uses_student = self.method.uses_student
+        learns = self.method.steps_generator(index, s.warmup)
+        uses_student = learns and self.method.uses_student
         try:
             with self._autocast():
-                made = self.generator(z, y)
-                x = made.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
+                with torch.set_grad_enabled(learns):
+                    made = self.generator(z, y)
+                x = made.detach().contiguous(memory_format=torch.channels_last).requires_grad_(learns)
                 z_p, statistics = self.observed_teacher(x)
                 with torch.set_grad_enabled(uses_student or not warm):
                     z_q = self.student(x if uses_student else x.detach())
             r = Round(index, x, y, _wide(z_p), _wide(z_q), statistics, bounds, self.fidelity)
-            terms_g = self.method.generator_loss(r)
+            terms_g = self.method.generator_loss(r) if learns else {}
             terms_q = {} if warm else self.method.student_loss(r)
             entropy, h_prime = r.entropy.detach(), r.h_prime.detach()
         except ValueError as error:
@@ -230,17 +240,18 @@ class Game:
             if "logits must be finite" not in str(error):
                 raise
             raise self._non_finite(index, str(error)) from error
-        (gradient,) = torch.autograd.grad(_total(terms_g), x, retain_graph=not warm)
         gains: list[Tensor | None] = [None, None]
         probe = self.gains_every and index % self.gains_every == 0
-        self._step(self.generator_optimizer, s.generator_lr, index, lambda: backward(made, gradient))
+        if learns:
+            (gradient,) = torch.autograd.grad(_total(terms_g), x, retain_graph=not warm)
+            self._step(self.generator_optimizer, self.rates.generator_lr, index, lambda: backward(made, gradient))
         if probe:
             x_new, z_p_new = self._remake(z, y)
             after_g = self._disagreement(x_new, z_p_new)
             gains = [after_g - (math.log(self.classes) - entropy.mean()), torch.zeros_like(after_g)]
         if not warm:
             gradients = torch.autograd.grad(_total(terms_q), self.student_parameters, allow_unused=True)
-            self._step(self.student_optimizer, s.student_lr, index, lambda: self._assign(gradients))
+            self._step(self.student_optimizer, self.rates.student_lr, index, lambda: self._assign(gradients))
             if probe:
                 gains[1] = self._disagreement(x_new, z_p_new) - after_g
         self.index += 1
@@ -251,9 +262,7 @@ class Game:
         return Record(index, phase, terms, entropy, h_prime, agreement, bounds, self.student.observing, gains[0], gains[1])
 
     def _draw(self) -> tuple[Tensor, Tensor]:
-        n = self.schedule.batch
-        z = torch.randn(n, self.generator.latent, generator=self.random)
-        y = torch.randint(self.classes, (n,), generator=self.random)
+        z, y = self.method.sample(self.random, self.schedule.batch, self.generator.latent, self.classes)
         z = z.to(next(self.generator.parameters()).dtype)
         return z.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
 

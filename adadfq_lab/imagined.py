@@ -57,7 +57,7 @@ def finished(game: Game, *, images: int = 400) -> dict[str, Any]:
     for seed in range(images // len(labels)):
         z_p, statistics = game.observed_teacher(game.generate(labels, seed=seed))
         right.append((z_p.argmax(1) == labels).float().mean())
-        layers.append([float(loss_bns([layer])) for layer in statistics])
+        layers.append([float(loss_bns([layer], reduction="mean")) for layer in statistics])
     return {"recognised": round(100 * float(torch.stack(right).mean()), 1), "bns": np.mean(layers, axis=0).round(6).tolist()}
 
 

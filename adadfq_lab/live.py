@@ -211,6 +211,7 @@ class LiveRun:
         except BaseException as error:  # raised again by wait(); a thread has nobody to raise it to
             self.error, outcome = error, "failed"
         self.state = outcome
+        release_freed_memory()
         try:
             self._publish(force=True)
         except Exception as error:  # a figure that cannot be drawn must not hang whoever waits for the run

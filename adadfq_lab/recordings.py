@@ -47,7 +47,7 @@ class Plan:
     method: str
     bits: str
     settings: dict[str, float] = field(default_factory=dict)
-    student_lr: float = SCHEDULE.student_lr
+    student_lr: float = 1e-3
     rounds: int = 300
     gallery: bool = True  # keep the images of all snapshots, not of the last one only
 
@@ -191,7 +191,7 @@ def probe(game: Game, data: ImageSet, *, generated: int = 64) -> dict[str, float
     """
     with game.student.frozen():
         logits, teacher_logits = [], []
-        for images, _ in data.batches(250):
+        for images, _ in data.batches(100):
             x = game.teacher.normalize(images)
             logits.append(game.student(x))
             teacher_logits.append(game.teacher(x))

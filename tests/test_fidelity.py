@@ -59,7 +59,7 @@ def test_presets_say_what_the_paper_prints_what_the_code_does_and_what_we_recomm
         "zaq_feature_loss": "scrm",
     }
     assert asdict(fidelity("corrected")) == own | {
-        "bns_reduction": "mean",
+        "bns_reduction": "sum",
         "kd_reduction": "batchmean",
         "student_objective": "entropy",
         "entropy_floor": "batch",

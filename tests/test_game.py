@@ -47,7 +47,7 @@ class ByHand:
         copied = twin(game)
         self.game, self.random = copied, copied.random
         self.P, self.G, self.Q = copied.teacher.network, copied.generator, copied.student
-        self.schedule, self.bounds = copied.schedule, copied.bounds
+        self.schedule, self.rates, self.bounds = copied.schedule, copied.rates, copied.bounds
         self.seen: list[Tensor] = []
         for module in self.P.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -58,7 +58,7 @@ class ByHand:
     @staticmethod
     def mismatch(bn: nn.BatchNorm2d, u: Tensor) -> Tensor:
         mean, var = u.mean((0, 2, 3)), u.var((0, 2, 3), correction=0)
-        return ((mean - bn.running_mean) ** 2).mean() + ((var - bn.running_var) ** 2).mean()
+        return ((mean - bn.running_mean) ** 2).sum() + ((var - bn.running_var) ** 2).sum()
 
     def generator_terms(self, z_p: Tensor, z_q: Tensor, y: Tensor) -> dict[str, Tensor]:
         raise NotImplementedError
@@ -80,9 +80,9 @@ class ByHand:
         self.Q.observing = False
         if t >= self.schedule.warmup:
             of_q = self.student_terms(z_p.detach(), self.Q(x.detach()), y)
-            self.sgd(torch.autograd.grad(sum(of_q.values()), list(self.Q.parameters())), self.schedule.student_lr * factor)
+            self.sgd(torch.autograd.grad(sum(of_q.values()), list(self.Q.parameters())), self.rates.student_lr * factor)
             terms |= {f"student.{k}": v for k, v in of_q.items()}
-        self.adam(gradients, self.schedule.generator_lr * factor, t + 1)
+        self.adam(gradients, self.rates.generator_lr * factor, t + 1)
         return terms
 
     @torch.no_grad()
@@ -118,7 +118,7 @@ class AdaByHand(ByHand):
             "band": (torch.relu(lower - h) + torch.relu(h - upper)).mean(),
             "ds": self.weight_ds * -p[rows, y].log().mean(),
             "as": self.weight_as * -q[rows, y].log().mean(),
-            "bns": sum(self.seen) / len(self.seen),
+            "bns": sum(self.seen),
         }
 
     def student_terms(self, z_p, z_q, y):
@@ -134,7 +134,7 @@ class GdfqByHand(ByHand):
     """GDFQ: label and batch-norm statistics for G, label and distillation at T = 20 for Q."""
 
     def generator_terms(self, z_p, z_q, y):
-        return {"label": self.cross_entropy(z_p, y), "bns": 0.1 * sum(self.seen) / len(self.seen)}
+        return {"label": self.cross_entropy(z_p, y), "bns": 0.1 * sum(self.seen)}
 
     def student_terms(self, z_p, z_q, y):
         p, q = torch.softmax(z_p / 20, 1), torch.softmax(z_q / 20, 1)

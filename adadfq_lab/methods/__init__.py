@@ -7,7 +7,7 @@ from adadfq_lab.errors import UserError
 from adadfq_lab.methods.adadfq import adadfq
 from adadfq_lab.methods.adasg import adasg
 from adadfq_lab.methods.gdfq import gdfq
-from adadfq_lab.methods.method import Method, Round, Terms
+from adadfq_lab.methods.method import Method, Rates, Round, Terms
 
 METHODS: dict[str, Callable[..., Method]] = {"gdfq": gdfq, "adasg": adasg, "adadfq": adadfq}
 """How to make each method, by name in lower case; add your own with `register`."""
@@ -28,4 +28,4 @@ def make_method(name: str, **settings: Any) -> Method:
         raise UserError(f"{name} does not take these settings: {error}") from None
 
 
-__all__ = ["METHODS", "Method", "Round", "Terms", "adadfq", "adasg", "gdfq", "make_method", "register"]
+__all__ = ["METHODS", "Method", "Rates", "Round", "Terms", "adadfq", "adasg", "gdfq", "make_method", "register"]

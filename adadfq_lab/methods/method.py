@@ -3,13 +3,17 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from adadfq_lab.equations import BatchStatistics, Bounds, disagreement_entropy, normalized_entropy
 from adadfq_lab.fidelity import Fidelity
 from adadfq_lab.generators import Generator, conditional_generator
+from adadfq_lab.optimizers import SGD
+from adadfq_lab.student import Student
+from adadfq_lab.teachers import Teacher
 
 Terms = dict[str, Tensor]
 """Loss terms by name, 0-dim and already weighted; a player minimises their sum."""
@@ -25,12 +29,14 @@ class Round:
 
     index: int
     images: Tensor  # (N, C, H, W), normalised, made by G
-    labels: Tensor  # (N,), what G was asked for
+    labels: Tensor  # (N,), what G was asked for; (N, classes), probabilities, where the method mixes classes
     teacher_logits: Tensor  # (N, classes)
     student_logits: Tensor  # (N, classes); without gradient to the images where the method does not ask for it
     statistics: list[BatchStatistics]
     bounds: Bounds
     fidelity: Fidelity
+    teacher_features: tuple[Tensor, ...] = ()  # (N, C_l, H_l, W_l) after each stage; only for methods that ask for features
+    student_features: tuple[Tensor, ...] = ()
 
     @cached_property
     def entropy(self) -> Tensor:
@@ -43,22 +49,50 @@ class Round:
         return normalized_entropy(self.entropy, self.teacher_logits.shape[1], floor=self.fidelity.entropy_floor)
 
 
-def default_generator(classes: int, shape: tuple[int, int, int], fidelity: Fidelity) -> Generator:
+def default_generator(teacher: Teacher, fidelity: Fidelity) -> Generator:
     """The conditional generator of GDFQ, AdaSG and AdaDFQ."""
-    return conditional_generator(classes, shape, eps=fidelity.generator_bn_eps)
+    return conditional_generator(len(teacher.info.classes), teacher.info.input_shape, eps=fidelity.generator_bn_eps)
+
+
+def noise_and_label(random: torch.Generator, n: int, latent: int, classes: int) -> tuple[Tensor, Tensor]:
+    """z `(n, latent)` from N(0, 1) and y `(n,)`, each class as likely as any other."""
+    return torch.randn(n, latent, generator=random), torch.randint(classes, (n,), generator=random)
+
+
+@dataclass(frozen=True)
+class Rates:
+    """The learning rates and weight decay a method asks for where the schedule names none."""
+
+    generator_lr: float = 1e-3
+    student_lr: float = 1e-4
+    weight_decay: float = 1e-4
+
+
+def nesterov(student: Student, weight_decay: float) -> torch.optim.Optimizer:
+    """SGD with Nesterov momentum 0.9 over every trainable parameter of Q; the game sets the learning rate in every round."""
+    parameters = [p for p in student.parameters() if p.requires_grad]
+    fused = {"fused": True} if parameters[0].device.type in ("cpu", "cuda") else {}
+    return SGD(parameters, 1.0, momentum=0.9, weight_decay=weight_decay, nesterov=True, **fused)
 
 
 @dataclass(frozen=True)
 class Method:
     """A data-free quantization method.
 
-    name:            as in the paper's Table 2
-    settings:        the arguments it was made with, to make it again from a checkpoint
-    generator_loss:  what G minimises in a round
-    student_loss:    what Q minimises in a round
-    uses_student:    whether G's loss looks at Q; if not, Q's forward needs no gradient to the images
-    bounds:          the band [lambda_l, lambda_u] the game starts with; only methods with a hinge heed it
-    build_generator: from the number of classes, the image shape and the fidelity
+    name:               as in the paper's Table 2
+    settings:           the arguments it was made with, to make it again from a checkpoint
+    generator_loss:     what G minimises in a round
+    student_loss:       what Q minimises in a round
+    uses_student:       whether G's loss looks at Q; if not, Q's forward needs no gradient to the images
+    bounds:             the band [lambda_l, lambda_u] the game starts with; only methods with a hinge heed it
+    build_generator:    from the teacher and the fidelity
+    sample:             from the random generator, N, the latent width and the number of classes to (z, y)
+    rates:              its learning rates and weight decay
+    student_optimizer:  from Q and the weight decay to the optimizer of Q's trainable parameters, learning rate 1
+    student_batch_norm: "eval" keeps P's running statistics in Q, "train" lets Q's batch norms see and follow the batch
+    features:           whether the losses look at what P and Q compute after each stage
+    generator_every:    G steps in every so many rounds, in the warm-up in all
+    generator_stops:    G stops learning when the warm-up ends: the student trains on what there is then
     """
 
     name: str
@@ -67,4 +101,15 @@ class Method:
     uses_student: bool = False
     bounds: Bounds = field(default_factory=Bounds)
     settings: dict[str, Any] = field(default_factory=dict)
-    build_generator: Callable[[int, tuple[int, int, int], Fidelity], Generator] = default_generator
+    build_generator: Callable[[Teacher, Fidelity], Generator] = default_generator
+    sample: Callable[[torch.Generator, int, int, int], tuple[Tensor, Tensor]] = noise_and_label
+    rates: Rates = field(default_factory=Rates)
+    student_optimizer: Callable[[Student, float], torch.optim.Optimizer] = nesterov
+    student_batch_norm: Literal["eval", "train"] = "eval"
+    features: bool = False
+    generator_every: int = 1
+    generator_stops: bool = False
+
+    def steps_generator(self, index: int, warmup: int) -> bool:
+        """Whether G learns in round `index`."""
+        return index < warmup or (not self.generator_stops and index % self.generator_every == 0)

@@ -67,7 +67,7 @@ lab.show(lab.figures.image_grid(first, names, rows=["real"], title="Test images"
 # *Read it:* grey images of 28 x 28 pixels, one of each class. P sees them normalised, and answers with ten logits each:
 
 # %%
-x = P.normalize(data.images)
+x = P.normalize(data.images[:8])
 z_p = P(x)
 print("logits of the first image:", [f"{v:.1f}" for v in z_p[0].tolist()])
 print(f"P says {data.classes[z_p[0].argmax()]}, and it is: {data.classes[data.labels[0]]}")

@@ -108,7 +108,7 @@ watched = lab.WithStatistics(P)
 @torch.no_grad()
 def bns(x):
     """L_BNS of each batch norm on the images x, a list of 21."""
-    return [float(lab.loss_bns([layer])) for layer in watched(x)[1]]
+    return [float(lab.loss_bns([layer], reduction="mean")) for layer in watched(x)[1]]
 
 
 noise = torch.randn(real.shape, generator=torch.Generator().manual_seed(0))
