@@ -24,7 +24,7 @@ Json = Annotated[bool, tyro.conf.arg(help="Print one JSON object as the last lin
 RUNS = Path("runs")
 
 
-def _say(result: dict[str, Any], text: str, as_json: bool) -> None:
+def _say(result: dict[str, Any] | list[dict[str, Any]], text: str, as_json: bool) -> None:
     print(text)
     if as_json:
         print(json.dumps(result))
@@ -149,6 +149,68 @@ def verify(
         sys.exit(1)
 
 
+def table(
+    play: bool = False,
+    methods: tuple[str, ...] = (),
+    bits: tuple[str, ...] = (),
+    seeds: tuple[int, ...] = (),
+    dataset: str = "",
+    budget: Literal["", "short", "long"] = "",
+    teacher: str = "",
+    workers: int = 1,
+    folder: Path = RUNS / "table",
+    results: Path | None = None,
+    csv: bool = False,
+    figure: Path | None = None,
+    json: Json = False,
+) -> None:
+    """Methods x bit widths x seeds under one protocol: show the results that come with the package, or play your own.
+
+    Without --play the options choose among the results. With it they say what to play; a run that was played before, in the
+    same folder with the same options, is not played again.
+
+    Args:
+        play: Play what is asked for and missing, a process a run; then show it.
+        methods: Which; `adadfq methods` lists them. All of them if not given.
+        bits: Bit widths such as 3w3a 4w4a; 3w3a if not given.
+        seeds: 0 if not given.
+        dataset: Images to measure on: fashion_mnist, cifar10, cifar100 or a folder; cifar10 if not given.
+        budget: short is 1,500 student updates, long is 5,000; short if not given.
+        teacher: A shipped teacher's name or a teacher file; the one shipped for the data set if not given.
+        workers: Runs at a time.
+        folder: Where the runs are.
+        results: A results file; what was played is added to it, or what it holds is shown.
+        csv: Print every run as a line of CSV in place of the table.
+        figure: Also write the table as a plotly figure, in one HTML file.
+    """
+    from adadfq_lab import tables
+    from adadfq_lab.grids import play_grid
+    from adadfq_lab.methods import METHODS
+
+    if play:
+        width, which = budget or "short", methods or tuple(METHODS)
+        configs = tables.configurations(
+            which, bits or ("3w3a",), seeds or (0,), dataset=dataset or "cifar10", budget=width, teacher=teacher
+        )
+        rows = [tables.row(run, width) for run in play_grid(configs, folder, workers=workers)]
+        if results:
+            tables.write_rows(results, rows)
+    else:
+        if results and not results.exists():
+            raise UserError(f"there is no results file {results}; make it with --play --results {results}")
+        rows = tables.read_rows(results or tables.shipped_results())
+        asked = {"method": methods, "bits": bits, "seed": seeds, "dataset": (dataset,) if dataset else ()}
+        asked |= {"budget": (budget,) if budget else (), "teacher_name": (Path(teacher).stem,) if teacher else ()}
+        rows = [row for row in rows if all(not wanted or getattr(row, name) in wanted for name, wanted in asked.items())]
+        if not rows:
+            raise UserError("no result fits these options; play it with --play, or ask for less")
+    if figure:
+        from adadfq_lab.figures_tables import write_table_figure
+
+        write_table_figure(rows, figure)
+    _say([dataclasses.asdict(row) for row in rows], tables.as_csv(rows) if csv else tables.markdown(rows), json)
+
+
 def methods(json: Json = False) -> None:
     """List the methods and the idea of each."""
     from adadfq_lab.methods import METHODS
@@ -210,6 +272,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "train-teacher": tyro.conf.configure(tyro.conf.OmitArgPrefixes)(train_teacher),
     "export": export,
     "verify": verify,
+    "table": table,
     "methods": methods,
     "fidelity": fidelity,
     "bench": bench,

@@ -195,8 +195,11 @@ def run(
     resume: bool = False,
     on_record: Callable[[Record], None] | None = None,
     quiet: bool = False,
+    report: bool = True,
 ) -> Result:
     """Plays a whole run in `folder` and returns its result; `resume` continues from the folder's last checkpoint.
+
+    report: also write report.html
 
     Progress goes to standard error. Raises UserError where the folder cannot be written, is in use, or holds another run.
     On a KeyboardInterrupt the game is saved before the exception goes on.
@@ -212,7 +215,12 @@ def run(
             game = Game.resume(last_checkpoint(folder), teacher=teacher, device=str(game.device))
         else:
             _checkpoint(game, folder)
-        return _play(config, folder, game, data, on_record, quiet)
+        result = _play(config, folder, game, data, on_record, quiet)
+        if report:
+            from adadfq_lab.report import write_report  # plotly is slow to import and only needed here
+
+            write_report(folder, game, teacher, data)
+        return result
 
 
 def check_fits(teacher: Teacher, data: ImageSet) -> None:
@@ -286,9 +294,6 @@ def _play(
     )
     save_student(game.student, teacher, folder / "student.safetensors")
     write_atomically(folder / "result.json", json.dumps(result.as_json(), indent=1).encode())
-    from adadfq_lab.report import write_report  # plotly is slow to import and only needed here
-
-    write_report(folder, game, teacher, data)
     return result
 
 

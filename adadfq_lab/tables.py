@@ -1,0 +1,333 @@
+"""Methods x bit widths x seeds on one teacher and its test images: the paper's Table 2 at classroom scale.
+
+The protocol, the same for every method: the same quantizer, the same number of student updates, as many images in each of
+them, ranges observed on generated images for as many rounds, learning rates as each method publishes them, and accuracy after
+the *last* round. Rows of the shipped results live in data_stubs/table.json; `adadfq table` prints them, `adadfq table --play`
+plays what is asked for and missing.
+
+`PAPER` holds what the paper prints, after 79,200 updates and with the best epoch on the test set chosen: another protocol, so
+it stands in a column of its own and enters no average.
+"""
+
+import csv
+import dataclasses
+import io
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adadfq_lab.data import stub_path
+from adadfq_lab.errors import UserError
+from adadfq_lab.files import write_atomically
+from adadfq_lab.game import Schedule
+from adadfq_lab.methods import METHODS
+from adadfq_lab.runs import RunConfig, read_config
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What every method of a table may spend.
+
+    updates: of the student
+    batch:   images in each
+    warmup:  rounds before them in which only the generator learns
+    decay:   share of the updates after which the learning rates are multiplied by 0.1; 1 for never
+    """
+
+    updates: int
+    batch: int = 16
+    warmup: int = 200
+    decay: float = 1.0
+
+    def schedule(self, method: str) -> Schedule:
+        """The schedule of `method`'s run within this budget."""
+        warmup = WARMUP.get(method, self.warmup)
+        milestones = (warmup + round(self.decay * self.updates),) if self.decay < 1 else ()
+        return Schedule(batch=self.batch, warmup=warmup, observe=warmup + 200, milestones=milestones)
+
+
+WARMUP: dict[str, int] = {}
+"""Rounds before the first update for methods that make their images first and stop."""
+
+BUDGETS = {"short": Budget(1500), "long": Budget(5000, decay=0.8)}
+"""By name: "short" takes about four minutes a run on two quiet cores, "long" about fifteen."""
+
+TEACHERS = {"fashion_mnist": "fashion_mnist_resnet20", "cifar10": "cifar10_resnet20"}
+"""The shipped teacher of each data set."""
+
+PAPER: dict[str, dict[str, dict[str, float]]] = {
+    "cifar10": {
+        "3w3a": {"intraq": 77.07, "gdfq": 75.11, "qimera": 74.43, "adasg": 84.14, "adadfq": 84.89},
+        "4w4a": {
+            "zaq": 92.13,
+            "intraq": 91.49,
+            "arc_ait": 90.49,
+            "gdfq": 90.11,
+            "arc": 88.55,
+            "qimera": 91.26,
+            "adasg": 92.10,
+            "adadfq": 92.31,
+        },
+        "5w5a": {
+            "zaq": 93.36,
+            "arc_ait": 92.98,
+            "gdfq": 93.38,
+            "arc": 92.88,
+            "qimera": 93.46,
+            "adasg": 93.76,
+            "adadfq": 93.81,
+        },
+    }
+}
+"""Table 2, ResNet-20 on CIFAR-10, from a teacher of 93.89 %: data set -> bits -> method -> top-1 in percent."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run of a table. Accuracies are top-1 in percent on the same images.
+
+    plain:      ranges observed on standard-normal images, nothing trained
+    calibrated: ranges observed on the generator's images after the warm-up, nothing trained
+    last:       after the last round; low and high are its 95 % interval over the images
+    best:       the highest of the accuracies measured on the way: chosen on the test images, so not a result
+    images:     drawn in all, the warm-up included
+    """
+
+    method: str
+    bits: str
+    seed: int
+    dataset: str
+    budget: str
+    teacher_name: str
+    teacher: float
+    plain: float
+    calibrated: float | None
+    last: float
+    low: float
+    high: float
+    best: float
+    updates: int
+    images: int
+    seconds: float
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What makes it the row it is."""
+        return self.dataset, self.teacher_name, self.budget, self.bits, self.method, self.seed
+
+
+def configurations(
+    methods: Sequence[str],
+    bits: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    dataset: str,
+    budget: str,
+    teacher: str = "",
+    device: str = "auto",
+) -> list[RunConfig]:
+    """A run for each combination, seed by seed, so that a table is useful before it is full.
+
+    Raises UserError for unknown names.
+    """
+    if budget not in BUDGETS:
+        raise UserError(f"no budget is called {budget!r}; choose from {', '.join(BUDGETS)}")
+    for method in methods:
+        if method not in METHODS:
+            raise UserError(f"no method is called {method!r}; choose from {', '.join(METHODS)}")
+    if not teacher and dataset not in TEACHERS:
+        raise UserError(f"no teacher is shipped for {dataset!r}; name one with --teacher, or choose from {', '.join(TEACHERS)}")
+    found = []
+    for seed in seeds:
+        for width in bits:
+            for method in methods:
+                schedule = BUDGETS[budget].schedule(method)
+                config = RunConfig(
+                    teacher=teacher or TEACHERS[dataset],
+                    data=dataset,
+                    stub=dataset == "fashion_mnist",
+                    method=method,
+                    bits=width,
+                    rounds=schedule.warmup + BUDGETS[budget].updates,
+                    seed=seed,
+                    schedule=schedule,
+                    device=device,
+                    evaluate_every=500,
+                    gains_every=0,
+                )
+                found.append(config)
+    return found
+
+
+def row(folder: Path, budget: str) -> Row:
+    """The row of the finished run in `folder`."""
+    config, result = read_config(folder / "config.json"), json.loads((folder / "result.json").read_text())
+    low, high = result["intervals"]["student"]
+    return Row(
+        config.method,
+        config.bits,
+        config.seed,
+        config.data,
+        budget,
+        Path(config.teacher).stem,
+        result["teacher"],
+        result["plain"],
+        result["calibrated"],
+        result["student"],
+        low,
+        high,
+        result["best"],
+        result["rounds"] - config.schedule.warmup,
+        result["rounds"] * config.schedule.batch,
+        result["seconds"],
+    )
+
+
+def shipped_results() -> Path:
+    """Where the rows that come with the package are."""
+    return stub_path("table.json")
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows in a results file; none where there is no file. Raises UserError where it is damaged."""
+    try:
+        return [Row(**plain) for plain in json.loads(path.read_text())] if path.exists() else []
+    except (ValueError, TypeError):
+        raise UserError(f"{path} is damaged or of another version of adadfq; move it away") from None
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> list[Row]:
+    """Adds `rows` to the results file at `path`, in place of those with the same key; returns all it holds then."""
+    kept = {old.key: old for old in read_rows(path)} | {new.key: new for new in rows}
+    ordered = [kept[key] for key in sorted(kept)]
+    lines = ",\n".join(json.dumps(dataclasses.asdict(one)) for one in ordered)
+    write_atomically(path, f"[\n{lines}\n]\n".encode())
+    return ordered
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The runs of one cell: a method at one bit width, over its seeds. Percent and seconds; `half` is of a 95 % interval.
+
+    half: Student's t over the seeds where there are two or more (so it covers what a seed changes, not which images were
+          measured); None for a single seed
+    """
+
+    method: str
+    bits: str
+    dataset: str
+    budget: str
+    teacher: float
+    plain: float
+    calibrated: float | None
+    last: float
+    half: float | None
+    best: float
+    seeds: int
+    updates: int
+    images: int
+    seconds: float
+    paper: float | None
+
+
+_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # 97.5 % quantiles of Student's t, 1 to 9 degrees
+
+
+def half_width(values: Sequence[float]) -> float | None:
+    """Half of the 95 % interval of the mean of `values` by Student's t; None for fewer than two, 1.96 s/sqrt(n) above ten."""
+    n = len(values)
+    if n < 2:
+        return None
+    mean = sum(values) / n
+    deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1))
+    return (_T[n - 2] if n <= 10 else 1.96) * deviation / math.sqrt(n)
+
+
+def summaries(rows: Sequence[Row]) -> list[Summary]:
+    """One summary for each data set, budget, bit width and method, in the paper's order of methods."""
+    cells: dict[tuple[str, str, str, str, str], list[Row]] = {}
+    for one in rows:
+        cells.setdefault((one.dataset, one.teacher_name, one.budget, one.bits, one.method), []).append(one)
+    order = list(METHODS)
+    found = []
+    for key in sorted(cells, key=lambda k: (*k[:4], order.index(k[4]) if k[4] in order else len(order), k[4])):
+        runs, (dataset, teacher_name, budget, bits, method) = cells[key], key
+        mean = {
+            name: sum(getattr(r, name) for r in runs) / len(runs) for name in ("teacher", "plain", "last", "best", "seconds")
+        }
+        calibrated = [r.calibrated for r in runs if r.calibrated is not None]
+        comparable = TEACHERS.get(dataset) == teacher_name
+        found.append(
+            Summary(
+                method,
+                bits,
+                dataset,
+                budget,
+                mean["teacher"],
+                mean["plain"],
+                sum(calibrated) / len(calibrated) if calibrated else None,
+                mean["last"],
+                half_width([r.last for r in runs]),
+                mean["best"],
+                len(runs),
+                runs[0].updates,
+                runs[0].images,
+                mean["seconds"],
+                PAPER.get(dataset, {}).get(bits, {}).get(method) if comparable else None,
+            )
+        )
+    return found
+
+
+def _cells(one: Summary) -> tuple[str, ...]:
+    interval = "" if one.half is None else f" ± {one.half:.1f}"
+    return (
+        one.method,
+        one.bits,
+        f"{one.teacher:.1f}",
+        f"{one.plain:.1f}",
+        "" if one.calibrated is None else f"{one.calibrated:.1f}",
+        f"{one.last:.1f}{interval}",
+        f"{one.teacher - one.last:.1f}",
+        str(one.seeds),
+        f"{one.best:.1f}",
+        f"{one.updates:,}",
+        f"{one.images:,}",
+        f"{one.seconds:.0f}",
+        "" if one.paper is None else f"{one.paper:.2f}",
+    )
+
+
+_HEADER = ("method", "bits", "teacher", "plain", "calibrated", "last round", "drop", "seeds", "best", "updates", "images", "s")
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The table as Markdown: one section for each data set and budget."""
+    found, lines = summaries(rows), []
+    for dataset, budget in dict.fromkeys((one.dataset, one.budget) for one in found):
+        part = [one for one in found if (one.dataset, one.budget) == (dataset, budget)]
+        lines += [f"### {dataset}, {budget} budget", ""]
+        table = [(*_HEADER, "paper"), *map(_cells, part)]
+        widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
+        text = ["| " + " | ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)) + " |" for line in table]
+        lines += [text[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *text[1:], ""]
+    return "\n".join([*lines, NOTE])
+
+
+NOTE = (
+    "Top-1 in percent. plain, calibrated: nothing trained. last round: mean over seeds ± 95 % interval of that mean. best: the "
+    "best round, chosen on the test images, so not a result. s: seconds of a run, on machines that did other work beside it. "
+    "paper: its own Table 2, from another teacher (93.89 %), after 79,200 updates, best epoch on the test set."
+)
+
+
+def as_csv(rows: Sequence[Row]) -> str:
+    """Every run as a line of CSV."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [field.name for field in dataclasses.fields(Row)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(dataclasses.asdict(one) for one in rows)
+    return text.getvalue()
