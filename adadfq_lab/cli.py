@@ -212,10 +212,10 @@ def table(
 
 
 def methods(json: Json = False) -> None:
-    """List the methods and the idea of each."""
-    from adadfq_lab.methods import METHODS
+    """List the methods and the idea of each; last, the references they are measured against."""
+    from adadfq_lab.methods import METHODS, REFERENCES
 
-    rows = {name: (sys.modules[make.__module__].__doc__ or "").split("\n")[0] for name, make in METHODS.items()}
+    rows = {name: (sys.modules[make.__module__].__doc__ or "").split("\n")[0] for name, make in (METHODS | REFERENCES).items()}
     _say(rows, "\n".join(f"{name:10} {idea.split(': ', 1)[-1]}" for name, idea in rows.items()), json)
 
 

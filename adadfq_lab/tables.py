@@ -23,7 +23,7 @@ from adadfq_lab.data import stub_path
 from adadfq_lab.errors import UserError
 from adadfq_lab.files import write_atomically
 from adadfq_lab.game import Schedule
-from adadfq_lab.methods import METHODS
+from adadfq_lab.methods import METHODS, REFERENCES
 from adadfq_lab.runs import RunConfig, read_config
 
 
@@ -136,8 +136,8 @@ def configurations(
     if budget not in BUDGETS:
         raise UserError(f"no budget is called {budget!r}; choose from {', '.join(BUDGETS)}")
     for method in methods:
-        if method not in METHODS:
-            raise UserError(f"no method is called {method!r}; choose from {', '.join(METHODS)}")
+        if method not in METHODS | REFERENCES:
+            raise UserError(f"no method is called {method!r}; choose from {', '.join(METHODS | REFERENCES)}")
     if not teacher and dataset not in TEACHERS:
         raise UserError(f"no teacher is shipped for {dataset!r}; name one with --teacher, or choose from {', '.join(TEACHERS)}")
     found = []
@@ -251,7 +251,7 @@ def summaries(rows: Sequence[Row]) -> list[Summary]:
     cells: dict[tuple[str, str, str, str, str], list[Row]] = {}
     for one in rows:
         cells.setdefault((one.dataset, one.teacher_name, one.budget, one.bits, one.method), []).append(one)
-    order = list(METHODS)
+    order = [*METHODS, *REFERENCES]
     found = []
     for key in sorted(cells, key=lambda k: (*k[:4], order.index(k[4]) if k[4] in order else len(order), k[4])):
         runs, (dataset, teacher_name, budget, bits, method) = cells[key], key

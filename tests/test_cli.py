@@ -16,7 +16,7 @@ from adadfq_lab import cli
 from adadfq_lab.data import load_data
 from adadfq_lab.evaluation import accuracy
 from adadfq_lab.fidelity import CHOICES
-from adadfq_lab.methods import METHODS, Round, Terms, adadfq
+from adadfq_lab.methods import METHODS, REFERENCES, Round, Terms, adadfq
 from adadfq_lab.runs import read_records
 from adadfq_lab.teachers import load_teacher
 
@@ -130,7 +130,7 @@ def test_bench_prints_what_machines_read(here, stubs):
 def test_methods_and_fidelity_list_what_there_is(here):
     """Each method with its idea, each choice with its three answers."""
     out, _ = say("methods", "--json")
-    assert last_line(out).keys() == METHODS.keys()
+    assert last_line(out).keys() == (METHODS | REFERENCES).keys()
     assert "generate samples on which teacher and student disagree just enough" in out
     out, _ = say("fidelity", "--json")
     assert last_line(out).keys() == {choice.name for choice in CHOICES}

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
 from tiny_games import OBSERVE, WARMUP, play, spy, tiny_game, tiny_teacher
@@ -12,7 +13,7 @@ from adadfq_lab.equations import BatchStatistics, Bounds, generator_objective, l
 from adadfq_lab.errors import UserError
 from adadfq_lab.fidelity import FIDELITY
 from adadfq_lab.game import Game
-from adadfq_lab.methods import METHODS, Method, Round, Terms, adadfq, adasg, gdfq, make_method, register
+from adadfq_lab.methods import METHODS, Method, Round, Terms, adadfq, adasg, gdfq, make_method, real, register
 from adadfq_lab.runs import RunConfig, build_game
 
 N, C = 6, 7
@@ -249,3 +250,32 @@ def test_rounds_measure_disagreement_once(generator):
     assert r.entropy is r.entropy
     assert r.h_prime is r.h_prime
     assert r.h_prime.shape == (N,)
+
+
+# References
+
+
+def test_real_images_are_the_training_images(tmp_path, monkeypatch):
+    """Class y's own images, each shifted by at most 4 pixels over black and mirrored in half the cases, normalised."""
+    images = np.arange(20, dtype=np.uint8).repeat(2 * 8 * 8).reshape(20, 2, 8, 8) + 1  # image i is i + 1 everywhere
+    images[:, :, :, :4] += 100  # ... and brighter on its left
+    np.savez(tmp_path / "cifar10_train.npz", x=images, y=np.tile(np.arange(10), 2))
+    monkeypatch.setenv("ADADFQ_DATA", str(tmp_path))
+    teacher = tiny_teacher(10)
+    generator, y = real().build_generator(teacher, FIDELITY["corrected"]), torch.arange(10).repeat(40)
+    made = generator(torch.randn(400, 4, generator=torch.Generator().manual_seed(0)), y)
+    pixels = (255 * teacher.denormalize(made)).round().long()
+    row = pixels[:, 0, 4]
+    bright = row.amax(1) > 100  # not shifted out of sight
+    index = row.amax(1)[bright] - 101
+    assert (index % 10 == y[bright]).all() and set(index.tolist()) == set(range(20))
+    assert 0.3 < (row[:, 0] < row[:, 7]).float().mean() < 0.7  # mirrored
+
+
+def test_a_game_with_real_images_leaves_nothing_to_g(tmp_path, monkeypatch):
+    """No warm-up, no generator term, and the student moves."""
+    np.savez(tmp_path / "cifar10_train.npz", x=np.zeros((20, 2, 8, 8), np.uint8), y=np.tile(np.arange(5), 4))
+    monkeypatch.setenv("ADADFQ_DATA", str(tmp_path))
+    game = tiny_game(real(), warmup=0)
+    records = list(game.play(3))
+    assert all(set(record.terms) == {"student.entropy"} for record in records)

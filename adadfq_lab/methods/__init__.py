@@ -8,9 +8,14 @@ from adadfq_lab.methods.adadfq import adadfq
 from adadfq_lab.methods.adasg import adasg
 from adadfq_lab.methods.gdfq import gdfq
 from adadfq_lab.methods.method import Method, Rates, Round, Terms
+from adadfq_lab.methods.real import real
 
 METHODS: dict[str, Callable[..., Method]] = {"gdfq": gdfq, "adasg": adasg, "adadfq": adadfq}
 """How to make each method, by name in lower case; add your own with `register`."""
+
+
+REFERENCES: dict[str, Callable[..., Method]] = {"real": real}
+"""What methods are measured against, by name: runs like a method, but is none."""
 
 
 def register(name: str, make: Callable[..., Method]) -> None:
@@ -20,12 +25,26 @@ def register(name: str, make: Callable[..., Method]) -> None:
 
 def make_method(name: str, **settings: Any) -> Method:
     """The method called `name`, with `settings` in place of its defaults; raises UserError for an unknown name or setting."""
-    if name.lower() not in METHODS:
-        raise UserError(f"no method is called {name!r}; choose from {', '.join(METHODS)}")
+    known = METHODS | REFERENCES
+    if name.lower() not in known:
+        raise UserError(f"no method is called {name!r}; choose from {', '.join(known)}")
     try:
-        return METHODS[name.lower()](**settings)
+        return known[name.lower()](**settings)
     except TypeError as error:
         raise UserError(f"{name} does not take these settings: {error}") from None
 
 
-__all__ = ["METHODS", "Method", "Rates", "Round", "Terms", "adadfq", "adasg", "gdfq", "make_method", "register"]
+__all__ = [
+    "METHODS",
+    "REFERENCES",
+    "Method",
+    "Rates",
+    "Round",
+    "Terms",
+    "adadfq",
+    "adasg",
+    "gdfq",
+    "make_method",
+    "real",
+    "register",
+]
