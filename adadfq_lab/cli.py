@@ -156,6 +156,7 @@ def table(
     seeds: tuple[int, ...] = (),
     dataset: str = "",
     budget: Literal["", "short", "long"] = "",
+    fidelity: Literal["", "corrected", "paper", "released"] = "",
     teacher: str = "",
     workers: int = 1,
     folder: Path = RUNS / "table",
@@ -176,6 +177,7 @@ def table(
         seeds: 0 if not given.
         dataset: Images to measure on: fashion_mnist, cifar10, cifar100 or a folder; cifar10 if not given.
         budget: short is 1,500 student updates, long is 5,000; short if not given.
+        fidelity: Whose losses and ranges; corrected if not given. `adadfq fidelity` says what it changes.
         teacher: A shipped teacher's name or a teacher file; the one shipped for the data set if not given.
         workers: Runs at a time.
         folder: Where the runs are.
@@ -190,7 +192,13 @@ def table(
     if play:
         width, which = budget or "short", methods or tuple(METHODS)
         configs = tables.configurations(
-            which, bits or ("3w3a",), seeds or (0,), dataset=dataset or "cifar10", budget=width, teacher=teacher
+            which,
+            bits or ("3w3a",),
+            seeds or (0,),
+            dataset=dataset or "cifar10",
+            budget=width,
+            teacher=teacher,
+            fidelity=fidelity or "corrected",
         )
         rows = [tables.row(run, width) for run in play_grid(configs, folder, workers=workers)]
         if results:
@@ -200,7 +208,8 @@ def table(
             raise UserError(f"there is no results file {results}; make it with --play --results {results}")
         rows = tables.read_rows(results or tables.shipped_results())
         asked = {"method": methods, "bits": bits, "seed": seeds, "dataset": (dataset,) if dataset else ()}
-        asked |= {"budget": (budget,) if budget else (), "teacher_name": (Path(teacher).stem,) if teacher else ()}
+        asked |= {"budget": (budget,) if budget else (), "fidelity": (fidelity,) if fidelity else ()}
+        asked |= {"teacher_name": (Path(teacher).stem,) if teacher else ()}
         rows = [row for row in rows if all(not wanted or getattr(row, name) in wanted for name, wanted in asked.items())]
         if not rows:
             raise UserError("no result fits these options; play it with --play, or ask for less")

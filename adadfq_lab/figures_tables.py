@@ -11,17 +11,17 @@ from adadfq_lab.tables import Row, Summary, summaries
 
 
 def table_figure(rows: Sequence[Row]) -> go.Figure:
-    """Top-1 of each method after the last round; rows of one data set, budget and bit width.
+    """Top-1 of each method after the last round; rows of one data set, budget, fidelity and bit width.
 
     A marker is the mean over seeds, its bar the 95 % interval of that mean, a small tick each seed; the teacher is a line, the
     paper's number a hollow grey diamond that belongs to another protocol. Raises ValueError for rows of several tables.
     """
     cells = summaries(rows)
-    if len({(one.dataset, one.budget, one.bits) for one in cells}) != 1:
+    if len({(one.dataset, one.budget, one.fidelity, one.bits) for one in cells}) != 1:
         raise ValueError("rows of one data set, budget and bit width make a figure")
     first, names = cells[0], [one.method for one in cells]
     fig = figure(
-        f"{first.dataset}, {first.bits}, {first.updates:,} student updates",
+        f"{first.dataset}, {first.bits}, {first.updates:,} student updates, {first.fidelity}",
         "method",
         "top-1 after the last round [%]",
         alt=_words(cells),
@@ -66,9 +66,9 @@ def _words(cells: Sequence[Summary]) -> str:
 
 def write_table_figure(rows: Sequence[Row], path: Path) -> None:
     """One figure for each table in `rows`, in one HTML file that needs no network."""
-    tables: dict[tuple[str, str, str], list[Row]] = {}
+    tables: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
-        tables.setdefault((row.dataset, row.budget, row.bits), []).append(row)
+        tables.setdefault((row.dataset, row.budget, row.fidelity, row.bits), []).append(row)
     pages = [table_figure(part).to_html(full_html=False, include_plotlyjs=not i) for i, part in enumerate(tables.values())]
     page = f"<!doctype html><meta charset='utf-8'><title>adadfq table</title>{''.join(pages)}"
     write_atomically(path, page.encode())

@@ -17,7 +17,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from adadfq_lab.data import stub_path
 from adadfq_lab.errors import UserError
@@ -101,6 +101,7 @@ class Row:
     seed: int
     dataset: str
     budget: str
+    fidelity: str
     teacher_name: str
     teacher: float
     plain: float
@@ -116,7 +117,7 @@ class Row:
     @property
     def key(self) -> tuple[Any, ...]:
         """What makes it the row it is."""
-        return self.dataset, self.teacher_name, self.budget, self.bits, self.method, self.seed
+        return self.dataset, self.teacher_name, self.budget, self.fidelity, self.bits, self.method, self.seed
 
 
 def configurations(
@@ -127,6 +128,7 @@ def configurations(
     dataset: str,
     budget: str,
     teacher: str = "",
+    fidelity: Literal["corrected", "paper", "released"] = "corrected",
     device: str = "auto",
 ) -> list[RunConfig]:
     """A run for each combination, seed by seed, so that a table is useful before it is full.
@@ -154,6 +156,7 @@ def configurations(
                     rounds=schedule.warmup + BUDGETS[budget].updates,
                     seed=seed,
                     schedule=schedule,
+                    fidelity=fidelity,
                     device=device,
                     evaluate_every=500,
                     gains_every=0,
@@ -172,6 +175,7 @@ def row(folder: Path, budget: str) -> Row:
         config.seed,
         config.data,
         budget,
+        config.fidelity,
         Path(config.teacher).stem,
         result["teacher"],
         result["plain"],
@@ -220,6 +224,7 @@ class Summary:
     bits: str
     dataset: str
     budget: str
+    fidelity: str
     teacher: float
     plain: float
     calibrated: float | None
@@ -247,14 +252,14 @@ def half_width(values: Sequence[float]) -> float | None:
 
 
 def summaries(rows: Sequence[Row]) -> list[Summary]:
-    """One summary for each data set, budget, bit width and method, in the paper's order of methods."""
-    cells: dict[tuple[str, str, str, str, str], list[Row]] = {}
+    """One summary for each data set, budget, fidelity, bit width and method, in the paper's order of methods."""
+    cells: dict[tuple[str, ...], list[Row]] = {}
     for one in rows:
-        cells.setdefault((one.dataset, one.teacher_name, one.budget, one.bits, one.method), []).append(one)
+        cells.setdefault(one.key[:-1], []).append(one)
     order = [*METHODS, *REFERENCES]
     found = []
-    for key in sorted(cells, key=lambda k: (*k[:4], order.index(k[4]) if k[4] in order else len(order), k[4])):
-        runs, (dataset, teacher_name, budget, bits, method) = cells[key], key
+    for key in sorted(cells, key=lambda k: (*k[:-1], order.index(k[-1]) if k[-1] in order else len(order), k[-1])):
+        runs, (dataset, teacher_name, budget, fidelity, bits, method) = cells[key], key
         mean = {
             name: sum(getattr(r, name) for r in runs) / len(runs) for name in ("teacher", "plain", "last", "best", "seconds")
         }
@@ -266,6 +271,7 @@ def summaries(rows: Sequence[Row]) -> list[Summary]:
                 bits,
                 dataset,
                 budget,
+                fidelity,
                 mean["teacher"],
                 mean["plain"],
                 sum(calibrated) / len(calibrated) if calibrated else None,
@@ -307,9 +313,13 @@ _HEADER = ("method", "bits", "teacher", "plain", "calibrated", "last round", "dr
 def markdown(rows: Sequence[Row]) -> str:
     """The table as Markdown: one section for each data set and budget."""
     found, lines = summaries(rows), []
-    for dataset, budget in dict.fromkeys((one.dataset, one.budget) for one in found):
-        part = [one for one in found if (one.dataset, one.budget) == (dataset, budget)]
-        lines += [f"### {dataset}, {budget} budget", ""]
+    sections = dict.fromkeys((one.dataset, one.budget, one.fidelity) for one in found)
+    for dataset, budget, fidelity in sections:
+        part = [one for one in found if (one.dataset, one.budget, one.fidelity) == (dataset, budget, fidelity)]
+        lines += [
+            f"### {dataset}, {budget} budget" + (f", {fidelity} losses and ranges" if fidelity != "corrected" else ""),
+            "",
+        ]
         table = [(*_HEADER, "paper"), *map(_cells, part)]
         widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
         text = ["| " + " | ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)) + " |" for line in table]

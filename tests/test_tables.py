@@ -16,7 +16,15 @@ from adadfq_lab.methods import METHODS
 
 
 def a_row(**different) -> tables.Row:
-    usual = {"method": "adadfq", "bits": "3w3a", "seed": 0, "dataset": "cifar10", "budget": "short", "teacher": 92.0}
+    usual = {
+        "method": "adadfq",
+        "bits": "3w3a",
+        "seed": 0,
+        "dataset": "cifar10",
+        "budget": "short",
+        "teacher": 92.0,
+        "fidelity": "corrected",
+    }
     usual |= {"teacher_name": "cifar10_resnet20", "plain": 12.0, "calibrated": 70.0, "last": 86.0, "low": 85.3, "high": 86.7}
     usual |= {"best": 86.5, "updates": 1500, "images": 27200, "seconds": 300.0}
     return tables.Row(**usual | different)
@@ -80,6 +88,13 @@ def test_markdown_and_csv_say_the_same():
     assert [float(line["last"]) for line in csv.DictReader(io.StringIO(tables.as_csv(rows)))] == [86.0, 87.0, 91.0]
 
 
+def test_another_fidelity_is_another_table():
+    """Released losses and ranges stand under a heading of their own and enter no average of the corrected ones."""
+    rows = [a_row(), a_row(fidelity="released", last=70.0)]
+    assert [one.last for one in tables.summaries(rows)] == [86.0, 70.0]
+    assert "### cifar10, short budget, released losses and ranges" in tables.markdown(rows)
+
+
 def test_the_figure_shows_means_seeds_teacher_and_paper(tmp_path):
     rows = [a_row(seed=s, last=v) for s, v in enumerate((85.0, 87.0))]
     fig = table_figure(rows)
@@ -87,7 +102,7 @@ def test_the_figure_shows_means_seeds_teacher_and_paper(tmp_path):
     assert tuple(by_name["mean, 95 % interval"].y) == (86.0,) and tuple(by_name["one seed"].y) == (85.0, 87.0)
     assert tuple(by_name["the paper's (another protocol)"].y) == (84.89,) and fig.layout.shapes[0].y0 == 92.0
     with pytest.raises(ValueError, match="one data set"):
-        table_figure([a_row(), a_row(bits="4w4a")])
+        table_figure([a_row(), a_row(fidelity="released")])
     write_table_figure([*rows, a_row(bits="4w4a")], tmp_path / "table.html")
     page = (tmp_path / "table.html").read_text()
     assert page.count("plotly-graph-div") == 2 and "<script src=" not in page
