@@ -6,11 +6,21 @@ from typing import Any
 from adadfq_lab.errors import UserError
 from adadfq_lab.methods.adadfq import adadfq
 from adadfq_lab.methods.adasg import adasg
+from adadfq_lab.methods.arc import arc
+from adadfq_lab.methods.arc_ait import arc_ait
 from adadfq_lab.methods.gdfq import gdfq
 from adadfq_lab.methods.method import Method, Rates, Round, Terms
+from adadfq_lab.methods.qimera import qimera
 
-METHODS: dict[str, Callable[..., Method]] = {"gdfq": gdfq, "adasg": adasg, "adadfq": adadfq}
-"""How to make each method, by name in lower case; add your own with `register`."""
+METHODS: dict[str, Callable[..., Method]] = {
+    "gdfq": gdfq,
+    "arc": arc,
+    "qimera": qimera,
+    "arc+ait": arc_ait,
+    "adasg": adasg,
+    "adadfq": adadfq,
+}
+"""How to make each method, by name in lower case, in the order of the paper's Table 2; add your own with `register`."""
 
 
 def register(name: str, make: Callable[..., Method]) -> None:
@@ -28,4 +38,18 @@ def make_method(name: str, **settings: Any) -> Method:
         raise UserError(f"{name} does not take these settings: {error}") from None
 
 
-__all__ = ["METHODS", "Method", "Rates", "Round", "Terms", "adadfq", "adasg", "gdfq", "make_method", "register"]
+__all__ = [
+    "METHODS",
+    "Method",
+    "Rates",
+    "Round",
+    "Terms",
+    "adadfq",
+    "adasg",
+    "arc",
+    "arc_ait",
+    "gdfq",
+    "make_method",
+    "qimera",
+    "register",
+]
