@@ -1,7 +1,7 @@
 """The generators that AutoReCon's architecture search found, as a table of edges and what it takes to run them.
 
-Three cells double a map of 64 channels, from an eighth of the image's sides to the whole. The latent is cut in three: each part,
-through a linear layer, is added to the input of one cell. The label enters through conditional batch norm alone.
+Three cells double a map of 64 channels, from an eighth of the image's sides to the whole. The latent is cut in three; each
+part, through a linear layer, is added to the input of one cell. The label enters through conditional batch norm alone.
 
 A cell has two nodes made from its input by an *up* edge each, n0 and n1, and two that sum *op* edges: n2 of (n0, n1), n3 of
 (n0, n1, n2), its output. *Cross* edges add the previous cell's n0, n1, n2, doubled, to n2 and to n3.
@@ -9,10 +9,10 @@ A cell has two nodes made from its input by an *up* edge each, n0 and n1, and tw
     up, cross    double (n: nearest, b: bilinear) -> class norm -> LeakyReLU -> 1x1 convolution
     op           class norm -> LeakyReLU -> k x k convolution; d3 and d5 with dilation 2
 
-What doubles by nearest neighbour repeats each pixel four times, and norm, LeakyReLU and 1x1 convolution make four equal results
-of four equal pixels; so does a convolution of dilation 2, whose taps are two pixels apart. All of that is computed once, on the
-small map (`Repeated`), and a k x k convolution of it is one transposed convolution (`UpsampleConv2d`): the same images at 57 % of
-the arithmetic for CIFAR-10's cells.
+What doubles by nearest neighbour repeats each pixel four times, and norm, LeakyReLU and 1x1 convolution make four equal
+results of four equal pixels; so does a convolution of dilation 2, whose taps are two pixels apart. All of that is computed
+once, on the small map (`Repeated`), and a k x k convolution of it is one transposed convolution (`UpsampleConv2d`): the same
+images for less arithmetic.
 """
 
 from typing import NamedTuple

@@ -1,8 +1,9 @@
 """Qimera's generator: images of several classes at once, from superposed class embeddings.
 
-A class is a point in the space of P's last features, an embedding e_y. An image of one class is made from norm(e_y + z); an image
-between classes from sum_k w_k norm(e_k + z_k), whose soft label is w. Both come in as one tensor y: `(N,)` labels, or `(N, classes)`
-probabilities, of which the largest K are the slots of an image, K being how many latents z `(N, K, latent)` it is given.
+A class is a point in the space of P's last features, an embedding e_y. An image of one class is made from norm(e_y + z); an
+image between classes from sum_k w_k norm(e_k + z_k), with soft label w. What is asked for is one tensor y: `(N,)` labels, or
+`(N, classes)` probabilities, whose largest K are an image's slots; K is how many latents it is given, z `(N, K, latent)`. (A
+class drawn twice for one image so becomes one slot of the weight of both.)
 """
 
 from typing import Literal
@@ -35,8 +36,8 @@ def last_layer(teacher: Teacher) -> Tensor:
 class SuperposedEmbedding(nn.Module):
     """(z, y) to the latents `(N, latent)` of superpositions, for z `(N, latent)` or `(N, K, latent)` and y `(N, classes)`.
 
-    norm: "per-sample" standardises each embedding over its features; "per-slot", as released for K > 1, each slot k over the batch
-          and the features
+    norm: "per-sample" standardises each embedding over its features; "per-slot", as released for K > 1, each slot k over the
+          batch and the features
     """
 
     def __init__(self, classes: int, latent: int, *, noise: float, norm: EmbeddingNorm) -> None:

@@ -4,8 +4,8 @@ AutoReCon searches, for each teacher, which convolutions a generator of three ce
 batch-norm statistics; the game is then GDFQ's, with its losses and rates. The search is not repeated here: the cells it found
 are in `adadfq_lab.arc_generator`.
 
-Zhu et al., AutoReCon: Neural Architecture Search-based Reconstruction for Data-free Compression, IJCAI 2021; the cells as listed
-in the code of ARC+AIT. `fidelity` decides the eps of the generator's batch norms, and what it does for GDFQ.
+Zhu et al., AutoReCon: Neural Architecture Search-based Reconstruction for Data-free Compression, IJCAI 2021; the cells as
+listed in the code of ARC+AIT. `fidelity` decides the eps of the generator's batch norms, and what it does for GDFQ.
 """
 
 from adadfq_lab.arc_generator import searched_generator

@@ -3,8 +3,8 @@
 Labels and distillation pull Q apart on generated images, so Q keeps distillation; and since most steps are too small for a
 weight to reach another integer, gradient inundation stretches each layer's step until a share of its integers changes.
 
-Choi et al., It's All In the Teacher: Zero-Shot Quantization Brought Closer to the Teacher, CVPR 2022. `fidelity` decides how far
-a step may be stretched (`gi_cap`), how distillation is averaged, and what it does for ARC.
+Choi et al., It's All In the Teacher: Zero-Shot Quantization Brought Closer to the Teacher, CVPR 2022. `fidelity` decides how
+far a step may be stretched (`gi_cap`), how distillation is averaged, and what it does for ARC.
 """
 
 import dataclasses

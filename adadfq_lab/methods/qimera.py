@@ -1,11 +1,11 @@
 """Qimera: generate images between classes, where the teacher's decisions are made.
 
-What Q must learn lies at the borders between P's classes, and noise around one class does not reach them: so part of the batches is
-made from superpositions of K class embeddings, with the weights as soft label. The embeddings may start as the rows of P's last
-layer, and a linear map of its own lets G take them apart again.
+What Q must learn lies at the borders between P's classes, and noise around one class does not reach them: so some batches are
+made from superpositions of K class embeddings, with the weights as soft label. The embeddings may start as the rows of P's
+last layer, and a linear map of its own lets G take them apart again.
 
-Choi et al., Qimera: Data-free Quantization with Synthetic Boundary Supporting Samples, NeurIPS 2021. `fidelity` decides whether the
-map is there (`use_dm`), over what embeddings are normalised (`embedding_norm`), how class norms are mixed on large images
+Choi et al., Qimera: Data-free Quantization with Synthetic Boundary Supporting Samples, NeurIPS 2021. `fidelity` decides whether
+the map is there (`use_dm`), over what embeddings are normalised (`embedding_norm`), how class norms are mixed on large images
 (`cbn_mix`), the eps of the generator's batch norms, and what it does for GDFQ.
 """
 
