@@ -16,24 +16,29 @@ METHODS: dict[str, Callable[..., Method]] = {
     "gdfq": gdfq,
     "arc": arc,
     "qimera": qimera,
-    "arc+ait": arc_ait,
+    "arc_ait": arc_ait,
     "adasg": adasg,
     "adadfq": adadfq,
 }
 """How to make each method, by name in lower case, in the order of the paper's Table 2; add your own with `register`."""
 
 
+def _key(name: str) -> str:
+    """The paper's ARC+AIT is arc_ait."""
+    return name.lower().replace("+", "_")
+
+
 def register(name: str, make: Callable[..., Method]) -> None:
     """Makes `make` available as `name`, on the command line and to checkpoints as well."""
-    METHODS[name.lower()] = make
+    METHODS[_key(name)] = make
 
 
 def make_method(name: str, **settings: Any) -> Method:
     """The method called `name`, with `settings` in place of its defaults; raises UserError for an unknown name or setting."""
-    if name.lower() not in METHODS:
+    if _key(name) not in METHODS:
         raise UserError(f"no method is called {name!r}; choose from {', '.join(METHODS)}")
     try:
-        return METHODS[name.lower()](**settings)
+        return METHODS[_key(name)](**settings)
     except TypeError as error:
         raise UserError(f"{name} does not take these settings: {error}") from None
 
