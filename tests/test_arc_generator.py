@@ -119,7 +119,7 @@ def test_images_and_gradients_are_those_of_the_definition(name, eps, generator):
 @pytest.mark.parametrize("doublings", [0, 1, 2])
 @pytest.mark.parametrize("kind", sorted(OP - {"0"}))
 def test_an_edge_of_a_repeated_map_is_the_edge_of_the_map(kind, doublings, generator):
-    """For every kind and zero, one or two doublings still to be done: the whole result is the same, and no larger than it must be."""
+    """For every kind and zero, one or two doublings still to be done: the same result, and no larger than it must be."""
     torch.manual_seed(0)
     edge = OpEdge(kind, CLASSES, 1e-5).double()
     x = torch.randn(2, WIDTH, 3, 2, generator=generator, dtype=torch.float64)

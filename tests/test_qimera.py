@@ -111,13 +111,13 @@ def test_latents_of_many_classes_are_small(K, rms, generator):
     """Independent standardised embeddings add up in squares: E[sum w_k^2] is 1 for one class and falls with K."""
     torch.manual_seed(0)
     made = SuperposedEmbedding(1000, 64, noise=1.0, norm="per-sample")
-    latents = made(*superposition(generator, 400, 64, 1000, K))
+    latents = made(*superposition(generator, 400, 64, 1000, K)).detach()
     assert float(latents.square().mean().sqrt()) == pytest.approx(rms, abs=0.02)
 
 
 def test_mixed_batch_norm_by_hand():
-    """A channel -1, 1 of scales 2, 3 and shifts 10, 20: with weights 1/4, 3/4 the scale is 2.75, the shift 17.5; the mean over two
-    slots halves both."""
+    """A channel -1, 1 of scales 2, 3 and shifts 10, 20: with weights 1/4, 3/4 the scale is 2.75, the shift 17.5; the mean over
+    two slots halves both."""
     x = torch.tensor([-1.0, 1.0]).view(2, 1, 1, 1)
     y = torch.tensor([[0.25, 0.75], [1.0, 0.0]])
     for mix, factor in (("sum", 1.0), ("mean", 0.5)):
@@ -140,12 +140,12 @@ def test_parameter_counts_of_the_cifar100_generator(dm, count):
 
 
 def image_deviation(K: int, mix: str) -> float:
-    """Of a batch of new images of 72 pixels, with the released eps; before training, as in the report on the released code."""
+    """Of a channel of new images of 72 pixels, with the released eps; the largest of three."""
     torch.manual_seed(0)
     random = torch.Generator().manual_seed(0)
     made = SuperposedGenerator(1000, (3, 72, 72), 512, mix=mix, dm=False, noise=0.0, eps=0.8)
     z, y = superposition(random, 4, 512, 1000, K)
-    return float(made(z, y).std())
+    return float(made(z, y).detach().std((0, 2, 3)).max())
 
 
 @pytest.mark.parametrize("K", [1, 2, 100, 500])
@@ -157,8 +157,9 @@ def test_a_sum_of_class_norms_keeps_images_of_deviation_1(K):
 def test_a_mean_of_class_norms_blanks_images_of_many_classes():
     """The released mean makes scale and shift K times smaller, three times over: of 100 classes nothing is left to see."""
     assert image_deviation(1, "mean") == pytest.approx(1, abs=0.05)
-    assert image_deviation(100, "mean") < 1e-3
-    assert image_deviation(500, "mean") < image_deviation(100, "mean") / 10
+    assert image_deviation(2, "mean") == pytest.approx(0.97, abs=0.02)
+    assert image_deviation(100, "mean") == pytest.approx(3e-5, rel=0.2)
+    assert image_deviation(500, "mean") == pytest.approx(4e-7, rel=0.5)
 
 
 @pytest.mark.parametrize("shape", [(3, 32, 32), (1, 28, 28), (2, 72, 68)])
@@ -250,7 +251,7 @@ def test_fidelity_decides_the_mapping_the_norms_and_their_mixing():
 def test_a_game_plays_single_and_mixed_batches_and_makes_images_of_labels():
     """Both kinds occur, P and Q hear of the soft label, and `generate` takes classes."""
     seen: list[Round] = []
-    game = play(tiny_game(spy(qimera(p=0.5), seen)), 8)
+    game = play(tiny_game(spy(qimera(p=0.5), seen), student_lr=1e-4), 8)
     assert {r.labels.dim() for r in seen} == {1, 2}
     assert all(r.labels.shape == (4, CLASSES) for r in seen if r.labels.dim() == 2)
     before = state(game)
