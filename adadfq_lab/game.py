@@ -170,7 +170,7 @@ class Game:
         betas = (self.fidelity.adam_beta1, 0.999)
         self.generator_optimizer = Adam(self.generator.parameters(), 1.0, betas=betas, **fused)
         self.student_parameters = [p for p in self.student.parameters() if p.requires_grad]
-        self.student_optimizer = method.student_optimizer(self.student, self.rates.weight_decay)
+        self.student_optimizer = method.student_optimizer(self.student, self.rates.weight_decay, self.fidelity)
         self._unchecked: list[tuple[int, list[str], Tensor]] = []
         if self.device.type == "cuda":  # of the whole process; without this, convolutions are TF32 whatever was asked
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
@@ -264,6 +264,7 @@ class Game:
     def _draw(self) -> tuple[Tensor, Tensor]:
         z, y = self.method.sample(self.random, self.schedule.batch, self.generator.latent, self.classes)
         z = z.to(next(self.generator.parameters()).dtype)
+        y = y.to(z.dtype) if y.is_floating_point() else y
         return z.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
 
     def _autocast(self) -> AbstractContextManager[Any]:

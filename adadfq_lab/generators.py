@@ -15,28 +15,31 @@ from torch import Tensor, nn
 
 from adadfq_lab.errors import UserError
 
-# Rows: taps of the 4-wide kernel; columns: taps of the 3-wide one. Output 2i-1+r of the doubled row sees input i through these.
-_DOUBLING = ((0.0, 0.0, 1.0), (0.0, 1.0, 1.0), (1.0, 1.0, 0.0), (1.0, 0.0, 0.0))
+
+def _doubling(k: int) -> Tensor:
+    """`(k + 1, k)`, rows: taps of the kernel on the small row, columns: of the kernel on the doubled one; the first is the
+    second reversed, each tap plus its neighbour, since two outputs share an input."""
+    return (torch.eye(k + 1, k) + torch.eye(k + 1, k).roll(1, 0)).flip(0)
 
 
 class UpsampleConv2d(nn.Conv2d):
-    """conv2d(nearest_x2(x)) with a 3x3 kernel and padding 1: `(N, in, H, W)` to `(N, out, 2H, 2W)`."""
+    """conv2d(nearest_x2(x)) with an odd kernel k and padding k // 2: `(N, in, H, W)` to `(N, out, 2H, 2W)`."""
 
     doubling: Tensor
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(in_channels, out_channels, 3, padding=1)
-        doubling = torch.tensor(_DOUBLING)
+    def __init__(self, in_channels: int, out_channels: int, kernel: int = 3) -> None:
+        super().__init__(in_channels, out_channels, kernel, padding=kernel // 2)
+        doubling = _doubling(kernel)
         self.register_buffer("doubling", torch.kron(doubling, doubling).T.contiguous(), persistent=False)
 
     def kernel(self) -> Tensor:
-        """The 4x4 kernel of the transposed convolution, `(in, out, 4, 4)`."""
-        out_channels, in_channels = self.weight.shape[:2]
-        taps = self.weight.reshape(-1, 9) @ self.doubling
-        return taps.view(out_channels, in_channels, 4, 4).transpose(0, 1)
+        """The kernel of the transposed convolution, `(in, out, k + 1, k + 1)`."""
+        out_channels, in_channels, k, _ = self.weight.shape
+        taps = self.weight.reshape(-1, k * k) @ self.doubling
+        return taps.view(out_channels, in_channels, k + 1, k + 1).transpose(0, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv_transpose2d(x, self.kernel(), self.bias, stride=2, padding=1)
+        return F.conv_transpose2d(x, self.kernel(), self.bias, stride=2, padding=self.kernel_size[0] // 2)
 
 
 class ConditionalBatchNorm2d(nn.Module):

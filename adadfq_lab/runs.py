@@ -47,7 +47,7 @@ class RunConfig:
         teacher: A shipped teacher's name, or a file that train-teacher wrote.
         data: Images to measure on: fashion_mnist, cifar10 or cifar100; empty for what the teacher was trained on.
         stub: Measure on the shipped images only (the first 2,000 Fashion-MNIST test images).
-        method: gdfq, adasg or adadfq; `adadfq methods` lists them all.
+        method: adadfq, gdfq, qimera or another; `adadfq methods` lists them all.
         bits: Of weights and activations, 2 to 8 each.
         rounds: Rounds in all, the warm-up included.
         lower: The lower bound of H', lambda_l; the method's own if not given.

@@ -25,7 +25,7 @@ from adadfq_lab.equations import Bounds
 from adadfq_lab.errors import UserError
 from adadfq_lab.files import load_tensors, save_tensors
 from adadfq_lab.game import Game, Record
-from adadfq_lab.methods import METHODS, adadfq, adasg, gdfq
+from adadfq_lab.methods import METHODS, adadfq, adasg, arc, arc_ait, gdfq, qimera
 from adadfq_lab.student import quantize
 from adadfq_lab.student_files import load_student, rebuild_student, save_student
 
@@ -68,8 +68,13 @@ def test_a_resumed_game_continues_bit_for_bit(at, tmp_path):
         (gdfq(), {"fidelity": "released"}),
         (adasg(0.25, 0.75, gamma=0.5), {"fidelity": "paper"}),
         (adadfq(alpha_as=0.0), {"precision": "bf16", "bits": "4w5a"}),
+        (arc("resnet18"), {"fidelity": "released"}),
+        (qimera(3, p=0.5, extracted=True), {"fidelity": "released"}),
+        (qimera(), {"seed": 1}),
+        (arc_ait(share=0.01), {}),
+        (arc_ait(), {"fidelity": "paper", "bits": "4w5a"}),
     ],
-    ids=["gdfq", "adasg", "bf16"],
+    ids=["gdfq", "adasg", "bf16", "arc", "qimera released", "qimera", "arc_ait", "arc_ait uncapped"],
 )
 def test_a_resumed_game_has_its_method_with_its_settings(method, options, tmp_path):
     """Constants other than the defaults, another fidelity, other bits and bf16 come back too."""

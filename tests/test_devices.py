@@ -92,7 +92,7 @@ def test_the_players_and_their_losses_run_on_a_card(name, fidelity):
     card, f, method = Card(), FIDELITY[fidelity], make_method(name)
     teacher = tiny_teacher()
     student = quantize(teacher, "3w3a", ste=f.ste, rule=f.observer, zero_point=f.zero_point, every_input=True)
-    generator = card.take_module(conditional_generator(CLASSES, SHAPE, eps=f.generator_bn_eps))
+    generator = card.take_module(method.build_generator(teacher, f))
     observed, student = card.take_module(WithStatistics(teacher)), card.take_module(student)
     with card.mode:
         y = card.take(torch.arange(BATCH))

@@ -30,11 +30,11 @@ from adadfq_lab.equations import Bounds
 from adadfq_lab.errors import UserError
 from adadfq_lab.evaluation import accuracy
 from adadfq_lab.game import Game, NonFiniteError, Record, Schedule
-from adadfq_lab.methods import Method, Round, adadfq, adasg, gdfq
+from adadfq_lab.methods import Method, Round, adadfq, adasg, arc, gdfq
 from adadfq_lab.student import Student, quantize
 from adadfq_lab.teachers import Teacher
 
-METHODS = {"gdfq": gdfq, "adasg": adasg, "adadfq": adadfq}
+METHODS = {"gdfq": gdfq, "arc": arc, "adasg": adasg, "adadfq": adadfq}
 
 
 # A round is the round of the paper
@@ -156,7 +156,7 @@ def far_apart(game: Game, hand: ByHand, record: Record, terms: dict[str, Tensor]
     )
 
 
-BY_HAND = {"gdfq": GdfqByHand, "adasg": AdasgByHand, "adadfq": AdaByHand}
+BY_HAND = {"gdfq": GdfqByHand, "arc": GdfqByHand, "adasg": AdasgByHand, "adadfq": AdaByHand}
 
 
 def start(name: str) -> tuple[Game, ByHand]:

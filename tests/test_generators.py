@@ -36,12 +36,13 @@ def test_parameter_counts_of_the_papers_generators(classes, shape, kind, count):
     assert parameters(generator) == count
 
 
+@pytest.mark.parametrize("kernel", [1, 3, 5, 7])
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 4), (5, 3), (8, 8)])
-def test_doubling_convolution_is_upsampling_then_convolution(height, width, generator):
+def test_doubling_convolution_is_upsampling_then_convolution(height, width, kernel, generator):
     """UpsampleConv2d(x) = conv2d(nearest_x2(x)) in float64: values, and gradients of x, weight and bias."""
-    layer = UpsampleConv2d(3, 5).double()
+    layer = UpsampleConv2d(3, 5, kernel).double()
     x = torch.randn(2, 3, height, width, generator=generator, dtype=torch.float64, requires_grad=True)
-    expected = F.conv2d(F.interpolate(x, scale_factor=2, mode="nearest"), layer.weight, layer.bias, padding=1)
+    expected = F.conv2d(F.interpolate(x, scale_factor=2, mode="nearest"), layer.weight, layer.bias, padding=kernel // 2)
     actual = layer(x)
     torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
     upstream = torch.randn(expected.shape, generator=generator, dtype=torch.float64)

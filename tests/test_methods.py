@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,21 @@ from adadfq_lab.equations import BatchStatistics, Bounds, generator_objective, l
 from adadfq_lab.errors import UserError
 from adadfq_lab.fidelity import FIDELITY
 from adadfq_lab.game import Game
-from adadfq_lab.methods import METHODS, Method, Round, Terms, adadfq, adasg, gdfq, make_method, real, register
+from adadfq_lab.methods import (
+    METHODS,
+    Method,
+    Round,
+    Terms,
+    adadfq,
+    adasg,
+    arc,
+    arc_ait,
+    gdfq,
+    make_method,
+    qimera,
+    real,
+    register,
+)
 from adadfq_lab.runs import RunConfig, build_game
 
 N, C = 6, 7
@@ -175,7 +190,7 @@ def test_gradients_reach_the_images_through_the_players_that_the_method_looks_at
 
     play(tiny_game(dataclasses.replace(method, generator_loss=generator_loss)), WARMUP + 1)
     assert heard == [(True, method.uses_student)] * (WARMUP + 1)
-    assert method.uses_student == (name != "gdfq")
+    assert method.uses_student == (name in ("adasg", "adadfq"))
 
 
 def test_in_gdfq_the_student_has_no_say_in_what_is_generated():
@@ -191,6 +206,32 @@ def test_in_gdfq_the_student_has_no_say_in_what_is_generated():
         assert all(torch.equal(a, b) == same for a, b in pairs)
 
 
+# ARC, Qimera, ARC+AIT: GDFQ's losses
+
+
+def test_arc_qimera_and_ait_minimise_what_gdfq_minimises(generator):
+    """The same terms to the bit; ARC+AIT drops the label from Q's."""
+    r = a_round(generator)
+    for method in (arc(), qimera(), arc_ait()):
+        assert values(method.generator_loss(r)) == values(gdfq().generator_loss(r))
+    for method in (arc(), qimera()):
+        assert values(method.student_loss(r)) == values(gdfq().student_loss(r))
+    assert values(arc_ait().student_loss(r)) == {"kd": values(gdfq().student_loss(r))["kd"]}
+    assert (arc().name, qimera().name, arc_ait().name, arc_ait().rates.weight_decay) == ("ARC", "Qimera", "ARC+AIT", 0)
+
+
+def test_soft_labels_weigh_the_cross_entropy(generator):
+    """-sum_c t(c) log softmax(z)(c), averaged, for G and for Q; a soft label of one class is that class."""
+    r = a_round(generator)
+    hard = values(qimera().generator_loss(r))["label"], values(qimera().student_loss(r))["label"]
+    y, r.labels = r.labels, torch.eye(C, dtype=torch.float64)[r.labels]
+    assert (values(qimera().generator_loss(r))["label"], values(qimera().student_loss(r))["label"]) == pytest.approx(hard)
+    r.labels = 0.25 * r.labels + 0.75 * torch.eye(C, dtype=torch.float64)[(y + 1) % C]
+    for z, terms in ((r.teacher_logits, qimera().generator_loss(r)), (r.student_logits, qimera().student_loss(r))):
+        expected = 0.25 * cross_entropy(z.detach(), y) + 0.75 * cross_entropy(z.detach(), (y + 1) % C)
+        assert values(terms)["label"] == pytest.approx(expected)
+
+
 # All of them
 
 
@@ -202,16 +243,27 @@ def test_every_method_plays_at_every_fidelity(name, fidelity):
     assert game.fidelity == FIDELITY[fidelity]
     for record in game.play(OBSERVE + 1):
         assert all(bool(term.isfinite()) for term in record.terms.values())
-        assert ("student.adaptability" in record.terms) == (record.phase == "play" and fidelity == "paper" and name != "gdfq")
+        eq13 = fidelity == "paper" and name in ("adasg", "adadfq")
+        assert ("student.adaptability" in record.terms) == (record.phase == "play" and eq13)
         if "student.adaptability" in record.terms:
             assert float(record.terms["student.adaptability"]) == pytest.approx(1 - float(record.h_prime.mean()), abs=1e-6)
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "gdfq": {},
+    "arc": {"cells": "resnet50"},
+    "qimera": {"K": 3, "p": 0.5, "extracted": True, "noise": 0.5},
+    "arc_ait": {"cells": "resnet18", "share": 0.01},
+    "adasg": {"lower": 0.2, "gamma": 0.5},
+    "adadfq": {"lower": 0.2, "gamma": 0.5},
+}
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_is_made_again_from_its_name_and_settings(name, generator):
     """What a checkpoint stores is enough, whatever the case of the name."""
-    settings = {} if name == "gdfq" else {"lower": 0.2, "gamma": 0.5}
-    method = make_method(name.upper(), **settings)
+    method = make_method(name.upper(), **SETTINGS[name])
+    assert SETTINGS[name].items() <= method.settings.items()
     again = make_method(method.name, **method.settings)
     r = a_round(generator)
     assert (again.name, again.settings, again.bounds) == (method.name, method.settings, method.bounds)
@@ -220,7 +272,7 @@ def test_a_method_is_made_again_from_its_name_and_settings(name, generator):
 
 def test_unknown_methods_and_settings_are_refused():
     """In one line that lists what there is, or names what is too much."""
-    with pytest.raises(UserError, match="no method is called 'genie'; choose from gdfq, adasg, adadfq"):
+    with pytest.raises(UserError, match="no method is called 'genie'; choose from gdfq, arc, qimera, arc_ait, adasg, adadfq"):
         make_method("genie")
     with pytest.raises(UserError, match=r"gdfq does not take these settings: .*lower") as caught:
         make_method("gdfq", lower=0.1)

@@ -6,12 +6,27 @@ from typing import Any
 from adadfq_lab.errors import UserError
 from adadfq_lab.methods.adadfq import adadfq
 from adadfq_lab.methods.adasg import adasg
+from adadfq_lab.methods.arc import arc
+from adadfq_lab.methods.arc_ait import arc_ait
 from adadfq_lab.methods.gdfq import gdfq
 from adadfq_lab.methods.method import Method, Rates, Round, Terms
+from adadfq_lab.methods.qimera import qimera
 from adadfq_lab.methods.real import real
 
-METHODS: dict[str, Callable[..., Method]] = {"gdfq": gdfq, "adasg": adasg, "adadfq": adadfq}
-"""How to make each method, by name in lower case; add your own with `register`."""
+METHODS: dict[str, Callable[..., Method]] = {
+    "gdfq": gdfq,
+    "arc": arc,
+    "qimera": qimera,
+    "arc_ait": arc_ait,
+    "adasg": adasg,
+    "adadfq": adadfq,
+}
+"""How to make each method, by name in lower case, in the order of the paper's Table 2; add your own with `register`."""
+
+
+def _key(name: str) -> str:
+    """The paper's ARC+AIT is arc_ait."""
+    return name.lower().replace("+", "_")
 
 
 REFERENCES: dict[str, Callable[..., Method]] = {"real": real}
@@ -20,16 +35,16 @@ REFERENCES: dict[str, Callable[..., Method]] = {"real": real}
 
 def register(name: str, make: Callable[..., Method]) -> None:
     """Makes `make` available as `name`, on the command line and to checkpoints as well."""
-    METHODS[name.lower()] = make
+    METHODS[_key(name)] = make
 
 
 def make_method(name: str, **settings: Any) -> Method:
     """The method called `name`, with `settings` in place of its defaults; raises UserError for an unknown name or setting."""
     known = METHODS | REFERENCES
-    if name.lower() not in known:
+    if _key(name) not in known:
         raise UserError(f"no method is called {name!r}; choose from {', '.join(known)}")
     try:
-        return known[name.lower()](**settings)
+        return known[_key(name)](**settings)
     except TypeError as error:
         raise UserError(f"{name} does not take these settings: {error}") from None
 
@@ -43,8 +58,11 @@ __all__ = [
     "Terms",
     "adadfq",
     "adasg",
+    "arc",
+    "arc_ait",
     "gdfq",
     "make_method",
+    "qimera",
     "real",
     "register",
 ]

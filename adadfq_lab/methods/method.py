@@ -68,7 +68,7 @@ class Rates:
     weight_decay: float = 1e-4
 
 
-def nesterov(student: Student, weight_decay: float) -> torch.optim.Optimizer:
+def nesterov(student: Student, weight_decay: float, fidelity: Fidelity) -> torch.optim.Optimizer:
     """SGD with Nesterov momentum 0.9 over every trainable parameter of Q; the game sets the learning rate in every round."""
     parameters = [p for p in student.parameters() if p.requires_grad]
     fused = {"fused": True} if parameters[0].device.type in ("cpu", "cuda") else {}
@@ -88,7 +88,7 @@ class Method:
     build_generator:    from the teacher and the fidelity
     sample:             from the random generator, N, the latent width and the number of classes to (z, y)
     rates:              its learning rates and weight decay
-    student_optimizer:  from Q and the weight decay to the optimizer of Q's trainable parameters, learning rate 1
+    student_optimizer:  from Q, the weight decay and the fidelity to the optimizer of Q's trainable parameters, learning rate 1
     student_batch_norm: "eval" keeps P's running statistics in Q, "train" lets Q's batch norms see and follow the batch
     features:           whether the losses look at what P and Q compute after each stage
     generator_every:    G steps in every so many rounds, in the warm-up in all
@@ -104,7 +104,7 @@ class Method:
     build_generator: Callable[[Teacher, Fidelity], Generator] = default_generator
     sample: Callable[[torch.Generator, int, int, int], tuple[Tensor, Tensor]] = noise_and_label
     rates: Rates = field(default_factory=Rates)
-    student_optimizer: Callable[[Student, float], torch.optim.Optimizer] = nesterov
+    student_optimizer: Callable[[Student, float, Fidelity], torch.optim.Optimizer] = nesterov
     student_batch_norm: Literal["eval", "train"] = "eval"
     features: bool = False
     generator_every: int = 1
