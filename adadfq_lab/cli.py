@@ -220,6 +220,32 @@ def table(
     _say([dataclasses.asdict(row) for row in rows], tables.as_csv(rows) if csv else tables.markdown(rows), json)
 
 
+def evidence(
+    names: tyro.conf.Positional[tuple[str, ...]] = (), figure: Path | None = None, play: bool = False, json: Json = False
+) -> None:
+    """The paper's other figures in small: what each claims, what was measured here, and whether it supports the claim.
+
+    Args:
+        names: fig1, fig3, fig4, fig5a, fig5c, fig6 and table3; all of them if none is named.
+        figure: Also write the figures, in one HTML file.
+        play: Record the games again first: about half an hour on two cores, in a checkout.
+    """
+    from adadfq_lab.evidence import EVIDENCE, evidence_page
+    from adadfq_lab.evidence import evidence as measure
+    from adadfq_lab.files import write_atomically
+
+    if unknown := [name for name in names if name not in EVIDENCE]:
+        raise UserError(f"no evidence is called {unknown[0]!r}; choose from {', '.join(EVIDENCE)}")
+    if play:
+        from adadfq_lab.recordings import main as record
+
+        record(())
+    found = [measure(name) for name in names or EVIDENCE]
+    if figure:
+        write_atomically(figure, evidence_page(found).encode())
+    _say([one.as_json() for one in found], "\n\n".join(map(str, found)), json)
+
+
 def methods(json: Json = False) -> None:
     """List the methods and the idea of each; last, the references they are measured against."""
     from adadfq_lab.methods import METHODS, REFERENCES
@@ -282,6 +308,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "export": export,
     "verify": verify,
     "table": table,
+    "evidence": evidence,
     "methods": methods,
     "fidelity": fidelity,
     "bench": bench,

@@ -2,6 +2,7 @@
 
     run_<name>.npz         150 or 300 rounds of one method at one bit width: history, and images on the way
     population.npz         logits of P and of students of 2 to 8 bits on the same 480 generated images
+    similarity.npz         p_ds of 100 samples, ten of each class, at the end of two games: Fig. 5(c)
     grid.npz               the band of Fig. 4 in small: H' and accuracy for 35 pairs (lambda_l, lambda_u)
 
 `python -m adadfq_lab.recordings` records all of them again: half an hour on one core. Files are npz without pickle; what a
@@ -54,6 +55,7 @@ class Plan:
 
 RUNS: dict[str, Plan] = {
     "adadfq_3w3a": Plan("adadfq", "3w3a"),
+    "adadfq_4w4a": Plan("adadfq", "4w4a", rounds=150, gallery=False),
     "adadfq_5w5a": Plan("adadfq", "5w5a", rounds=150),
     "gdfq_3w3a": Plan("gdfq", "3w3a", student_lr=1e-4),
     "gdfq_5w5a": Plan("gdfq", "5w5a", student_lr=1e-4, rounds=150),
@@ -179,6 +181,12 @@ def load_grid() -> tuple[dict[str, Any], dict[str, Any]]:
     return _read(stub_path("grid.npz"))
 
 
+def load_similarity() -> dict[str, Column]:
+    """p_ds `(100, C)` of samples of AdaDFQ's and of GDFQ's generator, ordered by class. Eq. (1)."""
+    arrays, _ = _read(stub_path("similarity.npz"))
+    return {name: values.astype(np.float32) for name, values in arrays.items()}
+
+
 # Measuring
 
 
@@ -289,6 +297,29 @@ def _observe(student: Student, images: list[Tensor]) -> None:
     student.observing = False
 
 
+@torch.no_grad()
+def differences(game: Game, *, per_class: int = 10) -> Column:
+    """p_ds `(classes * per_class, C)` of samples G makes now, ordered by class; they are made in batches of all classes."""
+    y = torch.arange(game.classes)
+    images = [game.generate(y.repeat_interleave(2), seed=i) for i in range(per_class // 2)]
+    with game.student.frozen():
+        gaps = torch.cat([game.teacher(x) - game.student(x) for x in images])
+    order = y.repeat_interleave(2).repeat(per_class // 2).argsort(stable=True)
+    return np.asarray(gaps.softmax(1)[order].cpu().numpy(), np.float32)
+
+
+def record_similarity(folder: Path) -> None:
+    """Writes similarity.npz: AdaDFQ's and GDFQ's samples at the end of their recorded games, played again."""
+    found = {}
+    for name in ("adadfq_3w3a", "gdfq_3w3a"):
+        game = new_game(RUNS[name], gains_every=0)
+        for _ in game.play(RUNS[name].rounds):
+            pass
+        found[game.method.name] = differences(game)
+    meta = {"teacher": TEACHER, "bits": "3w3a", "rounds": RUNS["gdfq_3w3a"].rounds}
+    _write(folder / "similarity.npz", found, meta | {"command": "python -m adadfq_lab.recordings similarity"})
+
+
 def record_grid(folder: Path, data: ImageSet, *, common: int = 100, rounds: int = 40, samples: int = 320) -> None:
     """Writes grid.npz: from one game after `common` rounds, `rounds` more under each pair of bounds, 3 bits."""
     shape = (len(GRID_LOWER), len(GRID_UPPER))
@@ -337,11 +368,14 @@ def _play_cell(game: Game, rounds: int, data: ImageSet, arrays: dict[str, Any], 
 
 
 def main(wanted: Sequence[str]) -> None:
-    """Records what is named (names of RUNS, "population", "grid"), or everything, into `data_stubs/`."""
+    """Records what is named (names of RUNS, "grid", "similarity"), or everything, into `data_stubs/`."""
     folder, data = stub_path(f"{TEACHER}.safetensors").parent, load_data("fashion_mnist").take(2000)
-    for name in wanted or [*RUNS, "grid"]:
+    for name in wanted or [*RUNS, "grid", "similarity"]:
         if name == "grid":
             record_grid(folder, data.take(1000))
+            continue
+        if name == "similarity":
+            record_similarity(folder)
             continue
         game = record_run(name, folder, data)
         if name == "adadfq_3w3a":
