@@ -29,7 +29,8 @@ def last_layer(teacher: Teacher) -> Tensor:
     layers = [m.weight for m in teacher.network.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     found = [w.detach() for w in layers if len(w) == classes and w[0].numel() == w.shape[1]]
     if not found:
-        raise UserError(f"{type(teacher.network).__name__} has no Linear layer or 1x1 convolution with {classes} outputs")
+        what = f"no Linear layer or 1x1 convolution with {classes} outputs"
+        raise UserError(f"{type(teacher.network).__name__} has {what}, which qimera needs; play another method, such as gdfq")
     return found[-1].flatten(1)
 
 
