@@ -1,6 +1,6 @@
 """One game on several processes: the same rounds as on one, exactly.
 
-    torchrun --nproc-per-node 2 -m adadfq_lab train --schedule.batch 16 ...
+    torchrun --nproc-per-node 2 -m adadfq_lab train --batch 16 ...
 
 The loss of a round is no sum over samples: H' subtracts the batch's smallest entropy, L_BNS compares the batch's moments, G
 normalises over its batch, and activation ranges are the batch's. Gradients averaged over processes, as usual in data-parallel
@@ -137,7 +137,7 @@ def prepare(batch: int, *modules: nn.Module) -> None:
     if processes() == 1:
         return
     if batch % processes():
-        raise UserError(f"{batch} images cannot be dealt evenly to {processes()} processes; choose another --schedule.batch")
+        raise UserError(f"{batch} images cannot be dealt evenly to {processes()} processes; choose another --batch")
     for child in (child for module in modules for child in module.modules()):
         if type(child) in _SPREAD_NORMS:
             child.__class__ = _SPREAD_NORMS[type(child)]  # the same parameters under the same names
