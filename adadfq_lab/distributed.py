@@ -12,10 +12,10 @@ training, would be those of another game. So a batch is *one* batch here, of whi
     images, logits           are put together (`gather`); the losses are then computed on every process, all of them alike
     gradients of G and Q     are summed over processes (`sum_gradients`)
 
-The losses are one function that every process happens to compute, so the gradient of a gathered tensor is the same everywhere and
-each process keeps its own part: `gather` needs no communication backwards, and the sum over processes of what reaches the weights
-is the gradient on one process. What is not in a batch, the rest of a program and the first process's measurements among it, is not
-affected: all of this is so within `spread` only, and without other processes every function here hands back what it was given.
+The losses are one function that every process happens to compute, so the gradient of a gathered tensor is the same everywhere,
+and each process keeps its own part: `gather` needs no communication backwards, and the sum over processes of what reaches the
+weights is the gradient on one process. This holds within `spread` only, so that what the first process alone measures is left
+alone; and without other processes every function here hands back what it was given.
 """
 
 import os
@@ -29,6 +29,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from adadfq_lab.equations import BatchStatistics
 from adadfq_lab.errors import UserError
@@ -50,7 +52,11 @@ def launched() -> bool:
 
 def restarted() -> bool:
     """Whether torchrun starts these processes again, after one of them failed (`torchrun --max-restarts`)."""
-    return launched() and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    return launched() and _attempt() > 0
+
+
+def _attempt() -> int:
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 @contextmanager
@@ -73,7 +79,11 @@ def joined(device: str = "auto") -> Iterator[int]:
             )
         torch.cuda.set_device(place)
         backend = "cpu:gloo,cuda:nccl"
-    dist.init_process_group(backend, timeout=timedelta(seconds=float(os.environ.get(TIMEOUT, "1800"))))
+    timeout = timedelta(seconds=float(os.environ.get(TIMEOUT, "1800")))
+    store, rank, size = next(rendezvous("env://", timeout=timeout))
+    # The launcher's store outlives a restart, and holds where the processes of the attempt before could be reached.
+    store = PrefixStore(f"attempt {_attempt()}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     yield dist.get_rank()
     dist.destroy_process_group()  # not after an error: that would wait for the others, who learn of it by this process's end
 
@@ -167,7 +177,8 @@ def gather(part: Tensor) -> Tensor:
 
     Its gradient is right where every process computes the same function of the whole, as they do of a loss.
     """
-    return part if parts() == 1 else _Gather.apply(part)  # type: ignore[no-any-return]
+    whole: Tensor = part if parts() == 1 else _Gather.apply(part)
+    return whole
 
 
 def merged(statistics: list[BatchStatistics]) -> list[BatchStatistics]:
@@ -177,7 +188,9 @@ def merged(statistics: list[BatchStatistics]) -> list[BatchStatistics]:
     """
     if parts() == 1:
         return statistics
-    means, variances = gather(torch.stack([torch.cat([s.mean for s in statistics]), torch.cat([s.var for s in statistics])])[None]).unbind(1)
+    means, variances = gather(
+        torch.stack([torch.cat([s.mean for s in statistics]), torch.cat([s.var for s in statistics])])[None]
+    ).unbind(1)
     mean = means.mean(0)
     var = (variances + (means - mean).square()).mean(0)
     widths = [len(s.mean) for s in statistics]
@@ -242,6 +255,7 @@ class _Normalize(torch.autograd.Function):
 def _normalized(norm: nn.BatchNorm1d | nn.BatchNorm2d, x: Tensor) -> Tensor:
     """What `norm` in training mode makes of the whole batch, for this part `x`; moves the running statistics as it would."""
     wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    normal: Tensor
     normal, mean, var = _Normalize.apply(wide, norm.eps)
     shape = (1, -1) + (1,) * (x.dim() - 2)
     if norm.running_mean is not None and norm.running_var is not None and norm.num_batches_tracked is not None:

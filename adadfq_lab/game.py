@@ -358,9 +358,14 @@ def _whole(r: Round) -> Round:
     """The round of the whole batch where it is spread over processes; statistics and labels are the whole batch's already."""
     if distributed.parts() == 1:
         return r
-    together = {name: distributed.gather(getattr(r, name)) for name in ("images", "teacher_logits", "student_logits")}
-    features = {name: tuple(map(distributed.gather, getattr(r, name))) for name in ("teacher_features", "student_features")}
-    return dataclasses.replace(r, **together, **features)
+    return dataclasses.replace(
+        r,
+        images=distributed.gather(r.images),
+        teacher_logits=distributed.gather(r.teacher_logits),
+        student_logits=distributed.gather(r.student_logits),
+        teacher_features=tuple(map(distributed.gather, r.teacher_features)),
+        student_features=tuple(map(distributed.gather, r.student_features)),
+    )
 
 
 def _total(terms: dict[str, Tensor]) -> Tensor:

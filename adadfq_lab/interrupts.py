@@ -13,7 +13,9 @@ from adadfq_lab.distributed import on_any
 def interrupts_wait() -> Iterator[Callable[[], None]]:
     """Within it a Ctrl-C waits until the function that it yields is called, which then raises KeyboardInterrupt.
 
-    A game on several processes ends on all of them after the same round. A second Ctrl-C does not wait: it raises SystemExit (130) on the spot. Where Ctrl-C is ignored or handled by somebody else,
+    A game on several processes ends on all of them after the same round.
+
+    A second Ctrl-C does not wait: it raises SystemExit (130) on the spot. Where Ctrl-C is ignored or handled by somebody else,
     and outside the main thread, which alone receives it, nothing changes.
     """
     asked = False

@@ -1,6 +1,6 @@
 """What test_distributed.py starts by torchrun, on each of several processes.
 
-    torchrun --nproc-per-node 2 tests/play_distributed.py compare|fail|hang FOLDER
+torchrun --nproc-per-node 2 tests/play_distributed.py compare|fail|hang FOLDER
 """
 
 import sys

@@ -27,7 +27,17 @@ HERE = Path(__file__).parent
 
 def torchrun(*arguments: str, **environment: str) -> subprocess.Popen[str]:
     """Starts two processes on this machine."""
-    command = [sys.executable, "-W", "error", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
+    command = [
+        sys.executable,
+        "-W",
+        "error",
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        *arguments,
+    ]
     path = os.pathsep.join([str(HERE.parent), str(HERE), os.environ.get("PYTHONPATH", "")])
     own = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     return subprocess.Popen(command, env=os.environ | own | environment, stdout=-1, stderr=subprocess.STDOUT, text=True)
@@ -99,7 +109,7 @@ def test_alone_nothing_is_spread():
     assert norms == [nn.BatchNorm2d] * 4
 
 
-@pytest.mark.parametrize("how", ["fail", "hang"])
+@pytest.mark.parametrize("how", ["fail", pytest.param("hang", marks=pytest.mark.slow)])
 def test_a_process_that_fails_or_hangs_ends_the_others(tmp_path, how):
     """Neither a crash nor silence of one process leaves the other waiting: torchrun ends, unsuccessfully, and soon."""
     process = torchrun(str(HERE / "play_distributed.py"), how, str(tmp_path), **{distributed.TIMEOUT: "3"})
@@ -156,8 +166,9 @@ def player(folder: Path) -> int:
     raise AssertionError(f"nobody plays in {folder}")
 
 
+@pytest.mark.slow
 def test_a_run_continues_on_two_processes_and_on_one_again(config, tmp_path):
-    """Begun on one process, continued on two, stopped by Ctrl-C, ended on one: one log without a gap, the game of one process."""
+    """Begun on one process, continued on two, stopped by Ctrl-C, ended on one: one log without a gap, one process's game."""
     alone, folder = tmp_path / "alone", tmp_path / "shared"
     long = RunConfig(**config.__dict__ | {"rounds": 3000, "save_every": 0})
 
@@ -190,6 +201,7 @@ def test_a_run_continues_on_two_processes_and_on_one_again(config, tmp_path):
     assert series(folder)[:20] == pytest.approx(series(alone)[:20], abs=2e-5)
 
 
+@pytest.mark.slow
 def test_torchrun_plays_a_whole_run_and_starts_it_again(config, tmp_path):
     """`torchrun --max-restarts 1 -m adadfq_lab train`: a process is killed, all start again, and the run ends complete.
 
@@ -207,6 +219,7 @@ def test_torchrun_plays_a_whole_run_and_starts_it_again(config, tmp_path):
     assert [line["round"] for line in read_records(folder / "records.jsonl")] == list(range(150))
 
 
+@pytest.mark.slow
 def test_what_several_processes_cannot_do_is_said_in_a_line(config, tmp_path):
     """An odd batch, or a command that is no game, is refused before anything is written."""
     odd = torchrun("-m", "adadfq_lab", "train", *flags(config, tmp_path / "odd"), "--batch=15")
