@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from adadfq_lab.distributed import launched
 from adadfq_lab.errors import UserError
 from adadfq_lab.runs import RunConfig
 from adadfq_lab.student import Student
@@ -49,15 +50,22 @@ def demo(seed: int = 0, rounds: int = 1200, bits: str = "3w3a", name: str = "", 
 def train(config: RunConfig, name: str = "", resume: bool = False, json: Json = False) -> None:
     """Play a whole run: any shipped or trained teacher, any method, any bit width.
 
+    On several GPUs or machines: torchrun --nproc-per-node 2 -m adadfq_lab train ...; see docs/many_machines.md.
+
     Args:
         name: Folder under runs/, or a path; made from the configuration if empty.
         resume: Continue a run that was interrupted, from its last checkpoint.
     """
-    from adadfq_lab.runs import run
+    from adadfq_lab.distributed import joined, restarted
+    from adadfq_lab.runs import follow, run
 
     name = name or f"{Path(config.teacher).stem}-{config.method}-{config.bits}-seed{config.seed}"
     folder = Path(name) if "/" in name else RUNS / name
-    result = run(config, folder, resume=resume)
+    with joined(config.device) as rank:
+        if rank:
+            follow(config)
+            return
+        result = run(config, folder, resume=resume or (restarted() and any(folder.glob("round_*.ckpt"))))
     _say(result.as_json(), f"{result.table()}\nreport: {folder / 'report.html'}", json)
 
 
@@ -319,6 +327,8 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the command `adadfq`."""
     try:
+        if launched() and (arguments or sys.argv[1:])[:1] not in ([], ["train"], ["demo"], ["--help"], ["-h"]):
+            raise UserError("only train and demo play on several processes; start the others without torchrun")
         tyro.extras.subcommand_cli_from_dict(
             COMMANDS,
             prog="adadfq",

@@ -24,6 +24,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from adadfq_lab import distributed
 from adadfq_lab.allocator import keep_freed_memory
 from adadfq_lab.equations import Bounds, disagreement_entropy
 from adadfq_lab.errors import UserError
@@ -166,6 +167,7 @@ class Game:
         self.random = torch.Generator().manual_seed(seed)
         self.generator = self._build_generator().to(self.device)
         self._check_classes()
+        distributed.prepare(self.schedule.batch, self.generator, self.student)
         fused = {"fused": True} if self.device.type in ("cpu", "cuda") else {}
         betas = (self.fidelity.adam_beta1, 0.999)
         self.generator_optimizer = Adam(self.generator.parameters(), 1.0, betas=betas, **fused)
@@ -205,7 +207,8 @@ class Game:
                 raise UserError("this game is being played, perhaps by a live run; call run.wait(), or run.stop() first")
             self._playing = True
             try:
-                record = self.round()
+                with distributed.spread():
+                    record = self.round()
             finally:
                 self._playing = False
             if self.device.type != "meta":
@@ -220,7 +223,8 @@ class Game:
         index, bounds, s = self.index, self.bounds, self.schedule
         warm = index < s.warmup
         self.student.observing = index < s.observe
-        z, y = self._draw()
+        z, labels = self._draw()
+        z, y = distributed.shard(z), distributed.shard(labels)
         learns = self.method.steps_generator(index, s.warmup)
         uses_student = learns and self.method.uses_student
         try:
@@ -231,7 +235,7 @@ class Game:
                 z_p, statistics = self.observed_teacher(x)
                 with torch.set_grad_enabled(uses_student or not warm):
                     z_q = self.student(x if uses_student else x.detach())
-            r = Round(index, x, y, _wide(z_p), _wide(z_q), statistics, bounds, self.fidelity)
+            r = _whole(Round(index, x, labels, _wide(z_p), _wide(z_q), statistics, bounds, self.fidelity))
             terms_g = self.method.generator_loss(r) if learns else {}
             terms_q = {} if warm else self.method.student_loss(r)
             entropy, h_prime = r.entropy.detach(), r.h_prime.detach()
@@ -257,7 +261,7 @@ class Game:
         self.index += 1
         terms = {f"generator.{k}": v.detach() for k, v in terms_g.items()}
         terms |= {f"student.{k}": v.detach() for k, v in terms_q.items()}
-        agreement = (z_p.detach().argmax(1) == z_q.detach().argmax(1)).float().mean()
+        agreement = (r.teacher_logits.detach().argmax(1) == r.student_logits.detach().argmax(1)).float().mean()
         phase: Literal["warm-up", "play"] = "warm-up" if warm else "play"
         return Record(index, phase, terms, entropy, h_prime, agreement, bounds, self.student.observing, gains[0], gains[1])
 
@@ -273,6 +277,7 @@ class Game:
     def _step(self, optimizer: torch.optim.Optimizer, lr: float, index: int, assign: Any) -> None:
         optimizer.zero_grad(set_to_none=True)
         assign()
+        distributed.sum_gradients(p for group in optimizer.param_groups for p in group["params"])
         for group in optimizer.param_groups:
             group["lr"] = lr * self.schedule.factor(index)
         optimizer.step()
@@ -288,13 +293,13 @@ class Game:
         """(x, z_p) of the generator as it is now, for the same z and y; its running statistics are left as they were."""
         with self._autocast():
             x = self._without_trace(z, y)
-            return x, _wide(self.observed_teacher(x)[0])
+            return x, distributed.gather(_wide(self.observed_teacher(x)[0]))
 
     @torch.no_grad()
     def _disagreement(self, x: Tensor, z_p: Tensor) -> Tensor:
         """Mean of log C - H_info over the batch, 0-dim, nats: 0 where P and Q agree."""
         with self.student.frozen(), self._autocast():
-            return math.log(self.classes) - disagreement_entropy(z_p, _wide(self.student(x))).mean()
+            return math.log(self.classes) - disagreement_entropy(z_p, distributed.gather(_wide(self.student(x)))).mean()
 
     def _without_trace(self, z: Tensor, y: Tensor) -> Tensor:
         buffers = [(buffer, buffer.clone()) for buffer in self.generator.buffers()]
@@ -348,6 +353,20 @@ class Game:
 
 def _wide(logits: Tensor) -> Tensor:
     return logits.float() if logits.dtype == torch.bfloat16 else logits
+
+
+def _whole(r: Round) -> Round:
+    """The round of the whole batch where it is spread over processes; statistics and labels are the whole batch's already."""
+    if distributed.parts() == 1:
+        return r
+    return dataclasses.replace(
+        r,
+        images=distributed.gather(r.images),
+        teacher_logits=distributed.gather(r.teacher_logits),
+        student_logits=distributed.gather(r.student_logits),
+        teacher_features=tuple(map(distributed.gather, r.teacher_features)),
+        student_features=tuple(map(distributed.gather, r.student_features)),
+    )
 
 
 def _total(terms: dict[str, Tensor]) -> Tensor:

@@ -6,10 +6,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from adadfq_lab.distributed import on_any
+
 
 @contextmanager
 def interrupts_wait() -> Iterator[Callable[[], None]]:
     """Within it a Ctrl-C waits until the function that it yields is called, which then raises KeyboardInterrupt.
+
+    A game on several processes ends on all of them after the same round.
 
     A second Ctrl-C does not wait: it raises SystemExit (130) on the spot. Where Ctrl-C is ignored or handled by somebody else,
     and outside the main thread, which alone receives it, nothing changes.
@@ -23,7 +27,7 @@ def interrupts_wait() -> Iterator[Callable[[], None]]:
         asked = True
 
     def look() -> None:
-        if asked:
+        if on_any(asked):
             raise KeyboardInterrupt
 
     main = threading.current_thread() is threading.main_thread()

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from adadfq_lab.distributed import extremes
 from adadfq_lab.errors import UserError
 
 Ste = Literal["identity", "clipped"]
@@ -222,7 +223,7 @@ class QuantActivation(nn.Module):
             low, high = x.detach().aminmax()
             if self.relu != "none":
                 low, high = low.clamp(0, upper), high.clamp(0, upper)
-            self.range.update(low, high)
+            self.range.update(*extremes(low, high))
         scale, zero_point = self.qparams()
         if self.relu == "none":
             return fake_quantize(x, scale, zero_point, self.bits, ste=self.ste)

@@ -14,6 +14,7 @@ import dataclasses
 import fcntl
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from adadfq_lab.data import ImageSet, load_data
+from adadfq_lab.distributed import hand_out, receive
 from adadfq_lab.equations import Bounds
 from adadfq_lab.errors import UserError
 from adadfq_lab.evaluation import Accuracy, accuracy
@@ -215,12 +217,29 @@ def run(
             game = Game.resume(last_checkpoint(folder), teacher=teacher, device=str(game.device))
         else:
             _checkpoint(game, folder)
+        if game.last_checkpoint:
+            hand_out(game.last_checkpoint)
         result = _play(config, folder, game, data, on_record, quiet)
         if report:
             from adadfq_lab.report import write_report  # plotly is slow to import and only needed here
 
             write_report(folder, game, teacher, data)
         return result
+
+
+def follow(config: RunConfig) -> None:
+    """What every process but the first does in a run on several: plays the same rounds, and writes and measures nothing.
+
+    The game is the first process's, handed out by it, at whatever round it starts or continues.
+    """
+    teacher = load_teacher(config.teacher)
+    with tempfile.TemporaryDirectory() as folder:
+        path = receive(Path(folder) / "game.ckpt")
+        game = Game.resume(path, teacher=teacher, device=str(pick_device(config.device)))
+    game.last_checkpoint = None  # a message must not name a file that is gone
+    with interrupts_wait() as interrupt:
+        for _ in game.play(config.rounds - game.index):
+            interrupt()
 
 
 def check_fits(teacher: Teacher, data: ImageSet) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from adadfq_lab.distributed import merged
 from adadfq_lab.equations import BatchStatistics
 from adadfq_lab.errors import UserError
 from adadfq_lab.teachers import Teacher
@@ -101,4 +102,4 @@ class WithStatistics(nn.Module):
         statistics = [norm.moments for norm in self._norms if norm.moments is not None]
         for norm in self._norms:
             norm.moments = None
-        return logits, statistics
+        return logits, merged(statistics)

@@ -1,0 +1,289 @@
+"""One game on several processes: the same rounds as on one, exactly.
+
+    torchrun --nproc-per-node 2 -m adadfq_lab train --batch 16 ...
+
+The loss of a round is no sum over samples: H' subtracts the batch's smallest entropy, L_BNS compares the batch's moments, G
+normalises over its batch, and activation ranges are the batch's. Gradients averaged over processes, as usual in data-parallel
+training, would be those of another game. So a batch is *one* batch here, of which each process holds a part:
+
+    z, y                     drawn whole on every process, from the same random state; each takes its part (`shard`)
+    G's batch norms          normalise over every process's part (`prepare`), and differentiate through it
+    P's moments, Q's ranges  are those of the whole batch (`merged`, `extremes`)
+    images, logits           are put together (`gather`); the losses are then computed on every process, all of them alike
+    gradients of G and Q     are summed over processes (`sum_gradients`)
+
+The losses are one function that every process happens to compute, so the gradient of a gathered tensor is the same everywhere,
+and each process keeps its own part: `gather` needs no communication backwards, and the sum over processes of what reaches the
+weights is the gradient on one process. This holds within `spread` only, so that what the first process alone measures is left
+alone; and without other processes every function here hands back what it was given.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
+
+from adadfq_lab.equations import BatchStatistics
+from adadfq_lab.errors import UserError
+from adadfq_lab.files import write_atomically
+
+TIMEOUT = "ADADFQ_PROCESS_TIMEOUT"
+"""Environment variable: seconds after which a process gives up waiting for the others, 1800 if not set."""
+
+_in_spread = False
+
+
+# Joining and leaving
+
+
+def launched() -> bool:
+    """Whether torchrun (or whoever sets its variables) started this process as one of several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
+
+
+def restarted() -> bool:
+    """Whether torchrun starts these processes again, after one of them failed (`torchrun --max-restarts`)."""
+    return launched() and _attempt() > 0
+
+
+def _attempt() -> int:
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+@contextmanager
+def joined(device: str = "auto") -> Iterator[int]:
+    """Joins the processes that were launched together and yields this one's rank; one process alone is rank 0.
+
+    device: "cpu", or each process takes the GPU of its local rank where there are GPUs
+
+    Tensors on the CPU travel by gloo, those on a GPU by NCCL. Raises UserError where there are more processes than GPUs.
+    """
+    if not launched():
+        yield 0
+        return
+    backend, place = "gloo", int(os.environ.get("LOCAL_RANK", "0"))
+    if device != "cpu" and torch.cuda.is_available():
+        if place >= torch.cuda.device_count():
+            raise UserError(
+                f"process {place} of this machine has no GPU of its own; start at most {torch.cuda.device_count()} with "
+                "--nproc-per-node, or use --device cpu"
+            )
+        torch.cuda.set_device(place)
+        backend = "cpu:gloo,cuda:nccl"
+    timeout = timedelta(seconds=float(os.environ.get(TIMEOUT, "1800")))
+    store, rank, size = next(rendezvous("env://", timeout=timeout))
+    # The launcher's store outlives a restart, and holds where the processes of the attempt before could be reached.
+    store = PrefixStore(f"attempt {_attempt()}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+    yield dist.get_rank()
+    dist.destroy_process_group()  # not after an error: that would wait for the others, who learn of it by this process's end
+
+
+def processes() -> int:
+    """How many processes play together; 1 for one alone."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def hand_out(path: Path) -> None:
+    """The first process's half of `receive`."""
+    if processes() > 1:
+        content = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)
+        dist.broadcast(torch.tensor(len(content)), 0)
+        dist.broadcast(content, 0)
+
+
+def receive(path: Path) -> Path:
+    """Writes the file that the first process hands out to `path`: the others start from its checkpoint, disk shared or not."""
+    length = torch.tensor(0)
+    dist.broadcast(length, 0)
+    content = torch.empty(int(length), dtype=torch.uint8)
+    dist.broadcast(content, 0)
+    write_atomically(path, content.numpy().tobytes())
+    return path
+
+
+def on_any(flag: bool) -> bool:
+    """Whether `flag` is set on any process; every process must ask. Hosts wait for each other, accelerators for nobody."""
+    if processes() == 1:
+        return flag
+    seen = torch.tensor(int(flag))
+    dist.all_reduce(seen, dist.ReduceOp.MAX)
+    return bool(seen)
+
+
+# One batch on all of them
+
+
+@contextmanager
+def spread() -> Iterator[None]:
+    """Within it the batch at hand is spread over all processes."""
+    global _in_spread
+    before, _in_spread = _in_spread, processes() > 1
+    try:
+        yield
+    finally:
+        _in_spread = before
+
+
+def parts() -> int:
+    """In how many parts the batch at hand is: the number of processes within `spread`, else 1."""
+    return dist.get_world_size() if _in_spread else 1
+
+
+def prepare(batch: int, *modules: nn.Module) -> None:
+    """Readies a game of `batch` images a round: lets the batch norms of `modules` normalise over the parts of a spread batch.
+
+    Raises UserError where the processes cannot have equal parts.
+    """
+    if processes() == 1:
+        return
+    if batch % processes():
+        raise UserError(f"{batch} images cannot be dealt evenly to {processes()} processes; choose another --batch")
+    for child in (child for module in modules for child in module.modules()):
+        if type(child) in _SPREAD_NORMS:
+            child.__class__ = _SPREAD_NORMS[type(child)]  # the same parameters under the same names
+
+
+def shard(whole: Tensor) -> Tensor:
+    """This process's part `(N / parts, ...)` of the samples `(N, ...)`."""
+    return whole if parts() == 1 else whole.chunk(parts())[dist.get_rank()]
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, part: Tensor) -> Tensor:
+        ctx.first, ctx.count = dist.get_rank() * len(part), len(part)
+        whole = part.new_empty((parts() * len(part), *part.shape[1:]))
+        dist.all_gather(list(whole.chunk(parts())), part.contiguous())
+        return whole
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad.narrow(0, ctx.first, ctx.count)
+
+
+def gather(part: Tensor) -> Tensor:
+    """The whole `(N, ...)` of which every process has a part `(N / parts, ...)`.
+
+    Its gradient is right where every process computes the same function of the whole, as they do of a loss.
+    """
+    whole: Tensor = part if parts() == 1 else _Gather.apply(part)
+    return whole
+
+
+def merged(statistics: list[BatchStatistics]) -> list[BatchStatistics]:
+    """The moments of the whole batch from those of its parts, all layers in one message.
+
+    mean = <mean_r>, var = <var_r + (mean_r - mean)^2>, where < > is the mean over parts r of equal size.
+    """
+    if parts() == 1:
+        return statistics
+    means, variances = gather(
+        torch.stack([torch.cat([s.mean for s in statistics]), torch.cat([s.var for s in statistics])])[None]
+    ).unbind(1)
+    mean = means.mean(0)
+    var = (variances + (means - mean).square()).mean(0)
+    widths = [len(s.mean) for s in statistics]
+    layers = zip(mean.split(widths), var.split(widths), statistics, strict=True)
+    return [s._replace(mean=m, var=v) for m, v, s in layers]
+
+
+def extremes(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """The smallest `low` and the largest `high` of all parts, 0-dim; without gradient."""
+    if parts() == 1:
+        return low, high
+    both = torch.stack((-low, high))
+    dist.all_reduce(both, dist.ReduceOp.MAX)
+    return -both[0], both[1]
+
+
+def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Adds up each parameter's gradient over all parts, in one message."""
+    if parts() == 1:
+        return
+    moved = [p for p in parameters if p.grad is not None]
+    flat = torch.cat([p.grad.reshape(-1) for p in moved if p.grad is not None])
+    dist.all_reduce(flat)
+    for p, total in zip(moved, flat.split([p.numel() for p in moved]), strict=True):
+        p.grad = torch.empty_like(p).copy_(total.view(p.shape))  # laid out as the parameter is: fused steps want that
+
+
+# Batch norms that normalise over all parts
+
+
+class _Normalize(torch.autograd.Function):
+    """x `(n, C, ...)` to x^ = (x - mean) / sqrt(var + eps), with mean and var over all parts; and these two, `(C,)`.
+
+    With < > the mean over all samples and places of all parts, dx = (g - <g> - x^ <g x^>) / sqrt(var + eps).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+        places = [0, *range(2, x.dim())]
+        var, mean = torch.var_mean(x, places, correction=0)
+        means, variances = gather(torch.stack((mean, var))[None]).unbind(1)
+        mean = means.mean(0)
+        var = (variances + (means - mean).square()).mean(0)
+        shape = (1, -1) + (1,) * (x.dim() - 2)
+        inverse = torch.rsqrt(var + eps).view(shape)
+        normal = (x - mean.view(shape)) * inverse
+        ctx.save_for_backward(normal, inverse)
+        ctx.places, ctx.parts = places, parts()
+        ctx.mark_non_differentiable(mean, var)
+        return normal, mean, var
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, *unused: Tensor) -> tuple[Tensor, None]:
+        normal, inverse = ctx.saved_tensors
+        means = torch.stack((grad.mean(ctx.places), (grad * normal).mean(ctx.places)))
+        dist.all_reduce(means)
+        first, second = (means / ctx.parts).view(2, *inverse.shape)
+        return (grad - first - normal * second) * inverse, None
+
+
+def _normalized(norm: nn.BatchNorm1d | nn.BatchNorm2d, x: Tensor) -> Tensor:
+    """What `norm` in training mode makes of the whole batch, for this part `x`; moves the running statistics as it would."""
+    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    normal: Tensor
+    normal, mean, var = _Normalize.apply(wide, norm.eps)
+    shape = (1, -1) + (1,) * (x.dim() - 2)
+    if norm.running_mean is not None and norm.running_var is not None and norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+        weight = 1 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
+        n = parts() * x.numel() // x.shape[1]
+        norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), weight)
+        norm.running_var.lerp_((var * (n / (n - 1))).to(norm.running_var.dtype), weight)
+    if norm.affine:
+        normal = torch.addcmul(norm.bias.view(shape), normal, norm.weight.view(shape))
+    return normal.to(x.dtype)
+
+
+class SpreadBatchNorm1d(nn.BatchNorm1d):
+    """BatchNorm1d over the whole of a spread batch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _normalized(self, x) if self.training and parts() > 1 else super().forward(x)
+
+
+class SpreadBatchNorm2d(nn.BatchNorm2d):
+    """BatchNorm2d over the whole of a spread batch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _normalized(self, x) if self.training and parts() > 1 else super().forward(x)
+
+
+_SPREAD_NORMS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.BatchNorm1d: SpreadBatchNorm1d,
+    nn.BatchNorm2d: SpreadBatchNorm2d,
+}

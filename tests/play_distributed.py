@@ -1,0 +1,73 @@
+"""What test_distributed.py starts by torchrun, on each of several processes.
+
+torchrun --nproc-per-node 2 tests/play_distributed.py compare|fail|hang FOLDER
+"""
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from tiny_games import double, state, tiny_game, tiny_teacher
+from torch import Tensor
+
+from adadfq_lab.distributed import joined
+from adadfq_lab.game import Game
+from adadfq_lab.methods import METHODS, make_method
+
+BATCH, WARMUP, OBSERVE, ROUNDS = 16, 3, 5, 9
+"""Rounds of warm-up, of observation on into the play, and of play with fixed ranges."""
+
+
+def games(dtype: torch.dtype) -> dict[str, Game]:
+    """A game of each method, and of AdaDFQ under each other fidelity."""
+    options: dict[str, Any] = {"batch": BATCH, "warmup": WARMUP, "observe": OBSERVE, "gains_every": 2}
+    made = {name: tiny_game(make_method(name), teacher=tiny_teacher(), **options) for name in METHODS}
+    for fidelity in ("paper", "released"):
+        made[f"adadfq {fidelity}"] = tiny_game(teacher=tiny_teacher(), fidelity=fidelity, **options)
+    return {name: double(game) if dtype == torch.float64 else game for name, game in made.items()}
+
+
+def outcome(game: Game, rounds: int = ROUNDS) -> dict[str, Tensor]:
+    """Every number of every record, and everything the next round would depend on."""
+    found: dict[str, Tensor] = {}
+    for record in game.play(rounds):
+        named = dict(record.terms) | {"entropy": record.entropy, "h_prime": record.h_prime, "agreement": record.agreement}
+        named |= {k: v for k, v in (("gain_g", record.gain_g), ("gain_q", record.gain_q)) if v is not None}
+        found |= {f"round {record.index}: {name}": value for name, value in named.items()}
+    return found | {f"after: {name}": value for name, value in state(game).items()}
+
+
+def play_all(dtype: torch.dtype) -> dict[str, Tensor]:
+    """The outcome of every game, by "method: what"."""
+    found: dict[str, Tensor] = {}
+    for name, game in games(dtype).items():
+        found |= {f"{name}: {key}": value.contiguous().clone() for key, value in outcome(game).items()}
+    return found
+
+
+def compare(folder: Path, rank: int) -> None:
+    """Writes every outcome in both precisions."""
+    for name in ("float64", "float32"):
+        save_file(play_all(getattr(torch, name)), folder / f"{name}_{rank}.safetensors")
+
+
+def stumble(folder: Path, rank: int, hang: bool) -> None:
+    """After its second round the process of rank 1 fails, or stops answering."""
+    for record in tiny_game(batch=BATCH).play(10**6):
+        if rank == 1 and record.index == 1:
+            (folder / "stumbled").touch()
+            if hang:
+                time.sleep(600)
+            raise RuntimeError("the second process fails")
+
+
+if __name__ == "__main__":
+    what, where = sys.argv[1], Path(sys.argv[2])
+    with joined("cpu") as rank:
+        if what == "compare":
+            compare(where, rank)
+        else:
+            stumble(where, rank, what == "hang")
