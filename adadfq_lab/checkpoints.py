@@ -59,22 +59,29 @@ def save_game(game: "Game", path: Path) -> None:
     tensors |= {f"generator.{k}": v for k, v in game.generator.state_dict().items()}
     tensors |= _optimizer_tensors("adam", game.generator_optimizer) | _optimizer_tensors("sgd", game.student_optimizer)
     tensors["random"] = game.random.get_state()
-    meta = {
-        "kind": "game",
-        "index": game.index,
+    moving = {"index": game.index, "bounds": dataclasses.asdict(game.bounds)}
+    save_tensors(path, tensors, {"kind": "game"} | _description(game) | moving)
+
+
+def _description(game: "Game") -> dict[str, Any]:
+    """What is the same in every round of a game, as JSON."""
+    return {
         "seed": game.seed,
         "teacher": game.teacher.info.name,
         "teacher_sha256": _sha256(game.teacher),
         "method": game.method.name,
         "settings": game.method.settings,
-        "bounds": dataclasses.asdict(game.bounds),
         "schedule": dataclasses.asdict(game.schedule),
         "fidelity": dataclasses.asdict(game.fidelity),
         "quantization": quantization_json(game.student),
         "precision": game.precision,
         "gains_every": game.gains_every,
     }
-    save_tensors(path, tensors, meta)
+
+
+def same_run(a: "Game", b: "Game") -> bool:
+    """Whether two games differ in nothing but the round they stand at and the bounds that somebody may have moved."""
+    return _description(a) == _description(b)
 
 
 def resume_game(
