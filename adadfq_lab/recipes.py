@@ -13,15 +13,15 @@ differ, the configuration stands here, since the published figures came out of i
 
 import dataclasses
 import json
-import types
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
 from adadfq_lab.errors import UserError
+from adadfq_lab.fields import fitting
 from adadfq_lab.game import Schedule
 from adadfq_lab.methods import METHODS, make_method
 from adadfq_lab.runs import RunConfig, read_config
@@ -255,32 +255,14 @@ def override(config: RunConfig, *changes: str) -> RunConfig:
         run, schedule = get_type_hints(RunConfig), get_type_hints(Schedule)
         key = key.removeprefix("schedule.")
         if key in run and key not in ("schedule", "settings"):
-            config = dataclasses.replace(config, **{key: _fitting(key, run[key], value)})
+            config = dataclasses.replace(config, **{key: fitting(key, run[key], value)})
         elif key in schedule:
-            new = dataclasses.replace(config.schedule, **{key: _fitting(key, schedule[key], value)})
+            new = dataclasses.replace(config.schedule, **{key: fitting(key, schedule[key], value)})
             config = dataclasses.replace(config, schedule=new)
         else:
             key = key.removeprefix("settings.")
             usual = make_method(config.method).settings.get(key)
-            value = value if usual is None else _fitting(key, type(usual), value)
+            value = value if usual is None else fitting(key, type(usual), value)
             config = dataclasses.replace(config, settings=config.settings | {key: value})
     make_method(config.method, **config.settings)
     return config
-
-
-def _fitting(key: str, hint: Any, value: Any) -> Any:
-    """`value` as a `hint`; raises UserError where it is none."""
-    kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-    for kind in kinds:
-        if get_origin(kind) is Literal and value in get_args(kind):
-            return value
-        if get_origin(kind) is tuple and isinstance(value, list) and all(type(v) is get_args(kind)[0] for v in value):
-            return tuple(value)
-        if kind is float and type(value) is int:
-            return float(value)
-        if kind is str and type(value) in (int, float):
-            return str(value)
-        if type(value) is kind:
-            return value
-    names = [" or ".join(map(str, get_args(k))) if get_args(k) else getattr(k, "__name__", str(k)) for k in kinds]
-    raise UserError(f"{key} does not take {value!r}; it takes {' or '.join(names)}")

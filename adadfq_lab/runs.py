@@ -35,6 +35,7 @@ from adadfq_lab.equations import Bounds
 from adadfq_lab.errors import UserError
 from adadfq_lab.evaluation import Accuracy, accuracy
 from adadfq_lab.fidelity import fidelity
+from adadfq_lab.fields import build
 from adadfq_lab.files import write_atomically
 from adadfq_lab.game import Game, Precision, Record, Schedule
 from adadfq_lab.interrupts import interrupts_wait
@@ -93,8 +94,10 @@ class RunConfig:
 
     @classmethod
     def from_json(cls, plain: dict[str, Any]) -> "RunConfig":
-        schedule = plain["schedule"] | {"milestones": tuple(plain["schedule"]["milestones"])}
-        return cls(**plain | {"schedule": Schedule(**schedule)})
+        """The configuration that `as_json` gave; raises UserError for anything else."""
+        if not {"teacher", "schedule"} <= plain.keys():
+            raise UserError("no teacher or no schedule in it")
+        return build(cls, plain)
 
 
 @dataclass(frozen=True)
@@ -426,8 +429,8 @@ def _full_disk(folder: Path) -> Iterator[None]:
 def read_config(path: Path) -> RunConfig:
     """The configuration in a run's config.json; raises UserError where it is none."""
     try:
-        return RunConfig.from_json(json.loads(path.read_text()))
-    except (ValueError, KeyError, TypeError):
+        return RunConfig.from_json(json.loads(path.read_bytes()))
+    except (ValueError, AttributeError, TypeError, RecursionError):
         raise UserError(f"{path} is damaged or of another version of adadfq; choose another --name") from None
 
 
@@ -441,22 +444,22 @@ class RecordLog:
         self._waiting: list[tuple[Record, dict[str, Any]]] = []
         self._every = every
         self.past = [line for line in read_records(path) if line["round"] < index] if path.exists() else []
+        try:
+            self.seconds = float(self.past[-1].get("seconds", 0.0)) if self.past else 0.0
+            """Seconds played before this session."""
+            self._found = {n: [build(Accuracy, line[n]) for line in self.past if n in line] for n in ("calibrated", "accuracy")}
+        except (TypeError, ValueError):
+            raise UserError(f"a measurement in {path} is damaged; remove that line to play on without it") from None
         write_atomically(path, "".join(json.dumps(line) + "\n" for line in self.past).encode())
         self._file = path.open("a")
 
-    @property
-    def seconds(self) -> float:
-        """Seconds played before this session."""
-        return float(self.past[-1].get("seconds", 0.0)) if self.past else 0.0
-
     def measured(self, name: str) -> Accuracy | None:
-        found = [Accuracy(**line[name]) for line in self.past if name in line]
-        return found[-1] if found else None
+        """The last "calibrated" or "accuracy" of earlier sessions."""
+        return self._found[name][-1] if self._found[name] else None
 
     def best(self) -> Accuracy | None:
-        return max(
-            (Accuracy(**line["accuracy"]) for line in self.past if "accuracy" in line), key=lambda a: a.top1, default=None
-        )
+        """The highest accuracy of earlier sessions."""
+        return max(self._found["accuracy"], key=lambda a: a.top1, default=None)
 
     def write(self, record: Record, extra: dict[str, Any]) -> None:
         """Appends a record and what else was measured in its round."""
@@ -485,13 +488,16 @@ class RecordLog:
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """The lines of a records.jsonl; a last line that was cut off is left out."""
-    lines = path.read_text().splitlines()
+    """The lines of a records.jsonl; a last line that was cut off is left out. Raises UserError for one in the middle."""
+    lines = path.read_bytes().splitlines()
     records = []
     for i, line in enumerate(lines):
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
+            record = json.loads(line)
+            if not isinstance(record, dict) or type(record["round"]) is not int:
+                raise ValueError("no record")
+            records.append(record)
+        except (ValueError, KeyError, RecursionError):
             if i < len(lines) - 1:
                 raise UserError(f"line {i + 1} of {path} is damaged") from None
     return records
