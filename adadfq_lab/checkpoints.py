@@ -5,6 +5,7 @@ Tensors: both players' weights and buffers, both optimizers' state, the state of
 """
 
 import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +15,12 @@ from torch import Tensor
 from adadfq_lab.equations import Bounds
 from adadfq_lab.errors import UserError
 from adadfq_lab.fidelity import Fidelity
+from adadfq_lab.fields import build
 from adadfq_lab.files import digest, load_tensors, save_tensors
+from adadfq_lab.game import Precision, Schedule
 from adadfq_lab.methods import Method, make_method
 from adadfq_lab.student import Student, quantize
+from adadfq_lab.student_files import quantization_from_json
 from adadfq_lab.teachers import Teacher, load_teacher
 
 if TYPE_CHECKING:
@@ -48,6 +52,25 @@ def _sha256(teacher: Teacher) -> str:
     return teacher.info.sha256 or digest({k: v.cpu() for k, v in teacher.network.state_dict().items()}, "")
 
 
+@dataclass(frozen=True)
+class _Meta:
+    """The JSON of a checkpoint."""
+
+    kind: str
+    index: int
+    bounds: Bounds
+    seed: int
+    teacher: str
+    teacher_sha256: str
+    method: str
+    settings: dict[str, Any]
+    schedule: Schedule
+    fidelity: Fidelity
+    quantization: dict[str, Any]
+    precision: Precision
+    gains_every: int
+
+
 def quantization_json(student: Student) -> dict[str, Any]:
     """The student's quantization as JSON; `quantize(P, **json)` makes its like."""
     return dataclasses.asdict(student.quantization) | {"bits": str(student.bits)}
@@ -59,22 +82,29 @@ def save_game(game: "Game", path: Path) -> None:
     tensors |= {f"generator.{k}": v for k, v in game.generator.state_dict().items()}
     tensors |= _optimizer_tensors("adam", game.generator_optimizer) | _optimizer_tensors("sgd", game.student_optimizer)
     tensors["random"] = game.random.get_state()
-    meta = {
-        "kind": "game",
-        "index": game.index,
+    moving = {"index": game.index, "bounds": dataclasses.asdict(game.bounds)}
+    save_tensors(path, tensors, {"kind": "game"} | _description(game) | moving)
+
+
+def _description(game: "Game") -> dict[str, Any]:
+    """What is the same in every round of a game, as JSON."""
+    return {
         "seed": game.seed,
         "teacher": game.teacher.info.name,
         "teacher_sha256": _sha256(game.teacher),
         "method": game.method.name,
         "settings": game.method.settings,
-        "bounds": dataclasses.asdict(game.bounds),
         "schedule": dataclasses.asdict(game.schedule),
         "fidelity": dataclasses.asdict(game.fidelity),
         "quantization": quantization_json(game.student),
         "precision": game.precision,
         "gains_every": game.gains_every,
     }
-    save_tensors(path, tensors, meta)
+
+
+def same_run(a: "Game", b: "Game") -> bool:
+    """Whether two games differ in nothing but the round they stand at and the bounds that somebody may have moved."""
+    return _description(a) == _description(b)
 
 
 def resume_game(
@@ -87,41 +117,44 @@ def resume_game(
 
     Raises UserError where the file is damaged or belongs to another teacher or method.
     """
-    from adadfq_lab.game import Game, Schedule
+    from adadfq_lab.game import Game
 
-    tensors, meta, _ = load_tensors(path)
-    if meta.get("kind") != "game":
+    tensors, plain, _ = load_tensors(path)
+    if plain.get("kind") != "game":
         raise UserError(f"{path} holds no game")
-    teacher = teacher or load_teacher(meta["teacher"])
-    if _sha256(teacher) != meta["teacher_sha256"]:
-        raise UserError(f"{path} was played with another teacher than {teacher.info.name} (sha256 differs)")
-    method = method or make_method(meta["method"], **meta["settings"])
-    if method.name != meta["method"]:
-        raise UserError(f"{path} was played with {meta['method']}, not {method.name}")
     try:
-        schedule = Schedule(**meta["schedule"] | {"milestones": tuple(meta["schedule"]["milestones"])})
-        fidelity, student = Fidelity(**meta["fidelity"]), quantize(teacher, **meta["quantization"])
-    except TypeError as error:
+        meta = build(_Meta, plain)
+        how = quantization_from_json(meta.quantization)
+    except UserError as error:
         raise UserError(f"{path} was written by another version of adadfq: {error}") from None
-    game = Game(
-        teacher,
-        student,
-        method,
-        seed=meta["seed"],
-        schedule=schedule,
-        fidelity=fidelity,
-        gains_every=meta["gains_every"],
-        precision=meta["precision"],
-        device=device,
-    )
+    teacher = teacher or load_teacher(meta.teacher)
+    if _sha256(teacher) != meta.teacher_sha256:
+        raise UserError(f"{path} was played with another teacher than {teacher.info.name} (sha256 differs)")
+    method = method or make_method(meta.method, **meta.settings)
+    if method.name != meta.method:
+        raise UserError(f"{path} was played with {meta.method}, not {method.name}")
     try:
+        game = Game(
+            teacher,
+            quantize(teacher, **how),
+            method,
+            seed=meta.seed,
+            schedule=meta.schedule,
+            fidelity=meta.fidelity,
+            gains_every=meta.gains_every,
+            precision=meta.precision,
+            device=device,
+        )
         game.student.load_state_dict(_part("student", tensors))
         game.generator.load_state_dict(_part("generator", tensors))
         _load_optimizer("adam", game.generator_optimizer, tensors)
         _load_optimizer("sgd", game.student_optimizer, tensors)
         game.random.set_state(tensors["random"])
-    except (KeyError, RuntimeError) as error:
-        raise UserError(f"{path} does not fit its own description: {str(error).splitlines()[0]}") from None
-    game.index, game.bounds, game.last_checkpoint = meta["index"], Bounds(**meta["bounds"]), path
-    game.student.observing = game.index <= schedule.observe  # as round index - 1 left it
+    except UserError:
+        raise
+    except (KeyError, RuntimeError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path} does not fit its own description: {reason}") from None
+    game.index, game.bounds, game.last_checkpoint = meta.index, meta.bounds, path
+    game.student.observing = game.index <= meta.schedule.observe  # as round index - 1 left it
     return game

@@ -5,6 +5,8 @@ ends in one line and exit status 2, Ctrl-C in 130 after the run was saved.
 """
 
 import dataclasses
+import functools
+import inspect
 import json
 import sys
 import time
@@ -22,6 +24,10 @@ from adadfq_lab.teachers import Teacher, load_teacher
 from adadfq_lab.training_teachers import TeacherConfig
 
 Json = Annotated[bool, tyro.conf.arg(help="Print one JSON object as the last line.")]
+Changes = Annotated[
+    tyro.conf.UseAppendAction[tuple[str, ...]],
+    tyro.conf.arg(name="set", metavar="KEY=VALUE", help="Change an option, or a setting of the method such as alpha_ds=0.3."),
+]
 RUNS = Path("runs")
 
 
@@ -43,29 +49,96 @@ def demo(seed: int = 0, rounds: int = 1200, bits: str = "3w3a", name: str = "", 
         name: Folder under runs/; made from the date if empty.
     """
     train(
-        RunConfig(seed=seed, rounds=rounds, bits=bits, stub=True), name=name or time.strftime("demo-%Y%m%d-%H%M%S"), json=json
+        config=RunConfig(seed=seed, rounds=rounds, bits=bits, stub=True),
+        name=name or time.strftime("demo-%Y%m%d-%H%M%S"),
+        json=json,
     )
 
 
-def train(config: RunConfig, name: str = "", resume: bool = False, json: Json = False) -> None:
-    """Play a whole run: any shipped or trained teacher, any method, any bit width.
-
-    On several GPUs or machines: torchrun --nproc-per-node 2 -m adadfq_lab train ...; see docs/many_machines.md.
+def recipes(
+    action: tyro.conf.Positional[Literal["list", "show"]] = "list",
+    name: tyro.conf.Positional[str] = "",
+    changes: Changes = (),
+    method: str = "",
+    device: str = "",
+    probe: float = 10.0,
+    json: Json = False,
+) -> None:
+    """List the published recipes, or show one: what it resolves to, and what it would take on this machine.
 
     Args:
+        action: What to do.
+        name: The recipe to show; a run folder or a config.json too.
+        method: List this method's recipes only.
+        device: Where to estimate; the recipe's own if empty.
+        probe: Seconds of real rounds that the estimate of the time is made from; 0 for no estimate.
+    """
+    from adadfq_lab import recipes as known
+
+    if action == "list":
+        rows = list(known.recipes(method.lower()))
+        if not rows:
+            raise UserError(f"there is no recipe of a method {method!r}")
+        shown = [r for r in rows if method or r.method == "adadfq"]
+        lines = [f"{'recipe':32}{'rounds':>8}{'images':>12}{'Q updates':>11}  teacher"]
+        lines += [
+            f"{r.name:32}{r.plan.epoch * r.plan.epochs:8,}{r.images:12,}{r.student_updates:11,}  {r.teacher}" for r in shown
+        ]
+        others = ", ".join(dict.fromkeys(r.method for r in rows if r not in shown))
+        lines += [f"and the same cells as {others}: --method lists them"] if others else []
+        _say({r.name: {"images": r.images, "student_updates": r.student_updates, **r.config().as_json()} for r in rows},
+             "\n".join(lines), json)  # fmt: skip
+        return
+    if not name:
+        raise UserError(f"which recipe? as in: adadfq recipes show {next(known.recipes()).name}")
+    config = known.override(known.resolve(name), *changes, *([f"device={device}"] if device else []))
+    shown_as, text = known.summary(name, config)
+    if probe > 0:
+        from adadfq_lab.estimates import estimate
+
+        found = estimate(config, seconds=probe)
+        shown_as, text = shown_as | {"estimate": found.as_json()}, f"{text}\n\n{found.table()}"
+    _say(shown_as, text, json)
+
+
+def train(
+    recipe: tyro.conf.Positional[str] = "",
+    config: RunConfig = RunConfig(),  # noqa: B008 (frozen)
+    changes: Changes = (),
+    name: str = "",
+    resume: bool = False,
+    from_round: Annotated[int | None, tyro.conf.arg(name="from")] = None,
+    json: Json = False,
+) -> None:
+    """Play a whole run: a published recipe, or any shipped or trained teacher, any method, any bit width.
+
+    Options that are given change the recipe. On several GPUs or machines: torchrun --nproc-per-node 2 -m adadfq_lab train ...;
+    see docs/many_machines.md.
+
+    Args:
+        recipe: A recipe (`adadfq recipes` lists them), a run folder, or a config.json; the defaults below if empty.
         name: Folder under runs/, or a path; made from the configuration if empty.
-        resume: Continue a run that was interrupted, from its last checkpoint.
+        resume: Continue a run that was interrupted, from its last checkpoint; a run folder suffices to name it.
+        from_round: Continue from the checkpoint of that round.
     """
     from adadfq_lab.distributed import joined, restarted
+    from adadfq_lab.recipes import override
     from adadfq_lab.runs import follow, run
 
-    name = name or f"{Path(config.teacher).stem}-{config.method}-{config.bits}-seed{config.seed}"
-    folder = Path(name) if "/" in name else RUNS / name
+    config = override(config, *changes)
+    resume = resume or from_round is not None
+    if not name and resume and Path(recipe).is_dir():
+        folder = Path(recipe)
+    else:
+        stem = f"{Path(config.teacher).stem}-{config.method}-{config.bits}" if not recipe or "/" in recipe else recipe
+        name = name or f"{stem}-seed{config.seed}"
+        folder = Path(name) if "/" in name else RUNS / name
     with joined(config.device) as rank:
         if rank:
             follow(config)
             return
-        result = run(config, folder, resume=resume or (restarted() and any(folder.glob("round_*.ckpt"))))
+        resume = resume or (restarted() and any(folder.glob("round_*.ckpt")))
+        result = run(config, folder, resume=resume, from_round=from_round)
     _say(result.as_json(), f"{result.table()}\nreport: {folder / 'report.html'}", json)
 
 
@@ -311,6 +384,7 @@ def course(action: tyro.conf.Positional[Literal["build", "check", "badges"]], ta
 COMMANDS: dict[str, Callable[..., Any]] = {
     "demo": demo,
     "train": tyro.conf.configure(tyro.conf.OmitArgPrefixes)(train),
+    "recipes": recipes,
     "evaluate": evaluate,
     "train-teacher": tyro.conf.configure(tyro.conf.OmitArgPrefixes)(train_teacher),
     "export": export,
@@ -324,18 +398,39 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 }
 
 
+def _parse(commands: dict[str, Callable[..., Any]], arguments: list[str]) -> Any:
+    return tyro.extras.subcommand_cli_from_dict(
+        commands,
+        prog="adadfq",
+        description="Adaptive data-free quantization: a teacher, a generator, a student, and the game they play.",
+        args=arguments,
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+
+
+def _train(call: Callable[..., Any], config: RunConfig) -> Callable[..., Any]:
+    """`call` with the arguments of `train`, where what is not given on the command line is as in `config`."""
+    started = functools.wraps(train)(lambda *args, **named: call(*args, **named))
+    signature = inspect.signature(train)
+    parameters = [p.replace(default=config) if p.name == "config" else p for p in signature.parameters.values()]
+    started.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return tyro.conf.configure(tyro.conf.OmitArgPrefixes)(started)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the command `adadfq`."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        if launched() and (arguments or sys.argv[1:])[:1] not in ([], ["train"], ["demo"], ["--help"], ["-h"]):
+        if launched() and arguments[:1] not in ([], ["train"], ["demo"], ["--help"], ["-h"]):
             raise UserError("only train and demo play on several processes; start the others without torchrun")
-        tyro.extras.subcommand_cli_from_dict(
-            COMMANDS,
-            prog="adadfq",
-            description="Adaptive data-free quantization: a teacher, a generator, a student, and the game they play.",
-            args=arguments,
-            config=(tyro.conf.FlagCreatePairsOff,),
-        )
+        commands = COMMANDS
+        if arguments[:1] == ["train"]:  # read twice: the recipe's values are the defaults of everything else
+            recipe = _parse(COMMANDS | {"train": _train(lambda recipe, **_: recipe, RunConfig())}, arguments)
+            if recipe:
+                from adadfq_lab.recipes import resolve
+
+                commands = COMMANDS | {"train": _train(train, resolve(recipe))}
+        _parse(commands, arguments)
     except UserError as error:
         print(f"adadfq: {error}", file=sys.stderr)
         sys.exit(2)

@@ -122,7 +122,7 @@ def _image_set(name: str, split: str, images: np.ndarray, labels: np.ndarray) ->
 
 def _from_npz(name: str, split: str, path: Path) -> ImageSet:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             images, labels = file["x"], file["y"]
     except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]

@@ -67,10 +67,17 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except FileNotFoundError:
         raise UserError(f"there is no file {path}") from None
-    except (SafetensorError, OSError, ValueError, RuntimeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is damaged or not a safetensors file ({str(error).splitlines()[0]})") from None
+    except (SafetensorError, OSError, ValueError, RuntimeError, TypeError, AttributeError, MemoryError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path} is damaged or not a safetensors file ({reason})") from None
     if header.get("format") != FORMAT:
         raise UserError(f"{path} was not written by adadfq (no format {FORMAT!r} in its header)")
     if digest(tensors, header.get("meta", "")) != header.get("sha256"):
         raise UserError(f"{path} is damaged (sha256 differs)")
-    return tensors, json.loads(header["meta"]), header["sha256"]
+    try:
+        meta = json.loads(header["meta"])
+    except (KeyError, ValueError, RecursionError):
+        meta = None
+    if not isinstance(meta, dict):
+        raise UserError(f"{path} holds no description of its tensors")
+    return tensors, meta, header["sha256"]

@@ -4,6 +4,7 @@ import base64
 import html
 import io
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,7 @@ def write_report(folder: Path, game: Game, teacher: Teacher, data: ImageSet) -> 
     records = read_records(folder / "records.jsonl")
     result = json.loads((folder / "result.json").read_text())
     config = json.loads((folder / "config.json").read_text())
-    names = {
+    labels = {
         "teacher": "teacher P",
         "plain": "plainly quantised (ranges from noise)",
         "calibrated": "calibrated on G's images, untrained",
@@ -147,7 +148,7 @@ def write_report(folder: Path, game: Game, teacher: Teacher, data: ImageSet) -> 
     }
     rows = "".join(
         f'<tr><td>{label}</td><td class="n">{result[key]:.2f} %</td><td>[{low:.2f}, {high:.2f}]</td></tr>'
-        for key, label in names.items()
+        for key, label in labels.items()
         if result[key] is not None
         for low, high in [result["intervals"][key]]
     )
@@ -167,11 +168,16 @@ def write_report(folder: Path, game: Game, teacher: Teacher, data: ImageSet) -> 
         body += f"<h2>{html.escape(fig.layout.title.text)}</h2>"
         fig.update_layout(title=None)
         body += fig.to_html(full_html=False, include_plotlyjs=i == 0, config={"displayModeBar": False}) + f"<p>{reading}</p>"
-    per_class = 8
+    per_class, shown = 8, range(0, len(data.classes), -(-len(data.classes) // 100))  # ImageNet's 8,000 would fill the memory
+    if math.prod(teacher.info.input_shape[1:]) > 2**14:
+        per_class, shown = 4, shown[::10]
+    names = {i: data.classes[i] for i in shown}
     sheet = image_grid(
-        sample_images(game, teacher, per_class), per_class, f"generated images, one row for each of {data.classes}"
+        sample_images(game, teacher, per_class, tuple(shown)),
+        per_class,
+        f"generated images, one row for each of {tuple(names.values())}",
     )
-    body += f"<h2>What G made, a row for each class</h2>{sheet}<p>{html.escape(', '.join(data.classes))}.</p>"
+    body += f"<h2>What G made, a row for each class</h2>{sheet}<p>{html.escape(', '.join(names.values()))}.</p>"
     body += f"<h2>The student</h2><pre>{html.escape(game.student.report())}</pre>"
     body += f"<h2>The configuration</h2><pre>{html.escape(json.dumps(config, indent=1))}</pre>"
     title = f"{game.method.name}, {config['bits']}, {teacher.info.name}, seed {config['seed']}"

@@ -11,27 +11,33 @@
 """
 
 import dataclasses
+import errno
 import fcntl
 import json
+import os
+import re
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
+from tyro.conf import Fixed, SuppressFixed
 
+from adadfq_lab.checkpoints import same_run
 from adadfq_lab.data import ImageSet, load_data
 from adadfq_lab.distributed import hand_out, receive
 from adadfq_lab.equations import Bounds
 from adadfq_lab.errors import UserError
 from adadfq_lab.evaluation import Accuracy, accuracy
 from adadfq_lab.fidelity import fidelity
+from adadfq_lab.fields import build
 from adadfq_lab.files import write_atomically
 from adadfq_lab.game import Game, Precision, Record, Schedule
 from adadfq_lab.interrupts import interrupts_wait
@@ -56,6 +62,7 @@ class RunConfig:
         upper: The upper bound of H', lambda_u; the method's own if not given.
         seed: Of the generator's first weights and of every draw.
         schedule: When what happens, and how fast.
+        settings: Of the method, where they differ from its own, by name; `--set alpha_ds=0.3` on the command line.
         fidelity: Which truth to follow where paper, released code and good sense differ.
         every_input: Also quantise layer inputs that no ReLU precedes.
         precision: float32, tf32 (CUDA) or bf16 (autocast).
@@ -75,6 +82,7 @@ class RunConfig:
     upper: float | None = None
     seed: int = 0
     schedule: Schedule = field(default_factory=Schedule)
+    settings: Annotated[dict[str, Any], Fixed, SuppressFixed] = field(default_factory=dict)
     fidelity: Literal["corrected", "paper", "released"] = "corrected"
     every_input: bool = False
     precision: Precision = "float32"
@@ -88,8 +96,10 @@ class RunConfig:
 
     @classmethod
     def from_json(cls, plain: dict[str, Any]) -> "RunConfig":
-        schedule = plain["schedule"] | {"milestones": tuple(plain["schedule"]["milestones"])}
-        return cls(**plain | {"schedule": Schedule(**schedule)})
+        """The configuration that `as_json` gave; raises UserError for anything else."""
+        if not {"teacher", "schedule"} <= plain.keys():
+            raise UserError("no teacher or no schedule in it")
+        return build(cls, plain)
 
 
 @dataclass(frozen=True)
@@ -170,7 +180,7 @@ def build_student(teacher: Teacher, config: RunConfig) -> Student:
 
 def build_game(config: RunConfig, teacher: Teacher) -> Game:
     """The game of a run before its first round."""
-    method = make_method(config.method)
+    method = make_method(config.method, **config.settings)
     if config.lower is not None or config.upper is not None:
         bounds = Bounds(
             method.bounds.lower if config.lower is None else config.lower,
@@ -195,6 +205,7 @@ def run(
     folder: Path,
     *,
     resume: bool = False,
+    from_round: int | None = None,
     on_record: Callable[[Record], None] | None = None,
     quiet: bool = False,
     report: bool = True,
@@ -202,9 +213,10 @@ def run(
     """Plays a whole run in `folder` and returns its result; `resume` continues from the folder's last checkpoint.
 
     report: also write report.html
+    from_round: continue from the checkpoint of that round instead; what was played after it is played again
 
-    Progress goes to standard error. Raises UserError where the folder cannot be written, is in use, or holds another run.
-    On a KeyboardInterrupt the game is saved before the exception goes on.
+    Progress goes to standard error. Raises UserError where the folder cannot be written, is full, is in use, or holds another
+    run. On a KeyboardInterrupt the game is saved before the exception goes on.
     """
     if config.rounds < 1:
         raise UserError(f"rounds must be at least 1, not {config.rounds}")
@@ -212,9 +224,10 @@ def run(
     data = load_data(config.data or teacher.info.data, "test", stub=config.stub)
     check_fits(teacher, data)
     game = build_game(config, teacher)  # before the folder is touched: a wrong option leaves nothing behind
+    resume = resume or from_round is not None
     with _claimed(folder, config, resume):
-        if resume:
-            game = Game.resume(last_checkpoint(folder), teacher=teacher, device=str(game.device))
+        if resume and (_checkpoints(folder) or (folder / "records.jsonl").exists()):
+            game = _resumed(folder, game, from_round)
         else:
             _checkpoint(game, folder)
         if game.last_checkpoint:
@@ -255,7 +268,7 @@ def _play(
     config: RunConfig, folder: Path, game: Game, data: ImageSet, on_record: Callable[[Record], None] | None, quiet: bool
 ) -> Result:
     teacher = game.teacher
-    log = RecordLog(folder / "records.jsonl", game.index)
+    log = RecordLog(folder / "records.jsonl", game.index, every=game.check_every)
     plain = build_student(teacher, config).to(game.device)
     observe_noise(plain, teacher.info.input_shape, seed=config.seed)
     measured: dict[str, Accuracy] = {
@@ -284,15 +297,18 @@ def _play(
                     student = latest if done == config.rounds else None
                 log.write(record, extra)
                 if config.save_every and done % config.save_every == 0 and done < config.rounds:
+                    log.sync()
                     _checkpoint(game, folder)
                 if on_record:
                     on_record(record)
                 progress.update()
-                if done % 10 == 0 or done == config.rounds:
+                if done % (10 * game.check_every) == 0 or done == config.rounds:
                     progress.set_postfix_str(_live(record, latest), refresh=False)
                 interrupt()
+            log.sync()
             _checkpoint(game, folder)
     except KeyboardInterrupt:
+        log.sync()
         _checkpoint(game, folder)
         raise
     finally:
@@ -323,17 +339,69 @@ def _live(record: Record, latest: Accuracy | None) -> str:
 
 def _checkpoint(game: Game, folder: Path) -> None:
     """Saves the game and keeps the last two checkpoints."""
-    game.save(folder / f"round_{game.index:06d}.ckpt")
-    for old in sorted(folder.glob("round_*.ckpt"))[:-2]:
+    game.save(checkpoint_path(folder, game.index))
+    for old in _checkpoints(folder)[:-2]:
         old.unlink()
+
+
+def checkpoint_path(folder: Path, index: int) -> Path:
+    """The checkpoint of a run before round `index`."""
+    return folder / f"round_{index:06d}.ckpt"
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """A run's checkpoints, the oldest first."""
+    return sorted(folder.glob("round_*.ckpt"), key=lambda path: (len(path.name), path.name))
 
 
 def last_checkpoint(folder: Path) -> Path:
     """The newest checkpoint of a run; raises UserError where there is none."""
-    found = sorted(folder.glob("round_*.ckpt"))
+    found = _checkpoints(folder)
     if not found:
         raise UserError(f"{folder} has no checkpoint to resume from; remove it, or choose another --name")
     return found[-1]
+
+
+def _resumed(folder: Path, game: Game, from_round: int | None) -> Game:
+    """The saved game of the run whose first round `game` stands before; newer checkpoints are removed once it is read.
+
+    Raises UserError where the checkpoint is missing, damaged or of another run, and names an older one that is intact.
+    """
+    path = last_checkpoint(folder) if from_round is None else checkpoint_path(folder, from_round)
+    there = _checkpoints(folder)
+    if path not in there:
+        names = " and ".join(str(_round(p)) for p in there)
+        raise UserError(f"{folder} has no checkpoint of round {from_round}; give --from one of those it has: {names}")
+    try:
+        resumed = _read(path, game)
+    except UserError as error:
+        older = next((p for p in reversed(there) if p != path and _intact(p, game)), None)
+        if older is None:
+            raise UserError(f"{error}; no other checkpoint of {folder} is intact: start again under another --name") from None
+        hint = f"{older.name} is intact: adadfq train --resume {folder} --from {_round(older)}"
+        raise UserError(f"{error}; {hint}") from None
+    for newer in there[there.index(path) + 1 :]:
+        newer.unlink()
+    return resumed
+
+
+def _round(path: Path) -> int:
+    return int(path.stem.removeprefix("round_"))
+
+
+def _read(path: Path, game: Game) -> Game:
+    resumed = Game.resume(path, teacher=game.teacher, device=str(game.device))
+    if not same_run(resumed, game) or resumed.bounds != game.bounds or resumed.index != _round(path):
+        raise UserError(f"checkpoint {path} is of another run or round than its folder's")
+    return resumed
+
+
+def _intact(path: Path, game: Game) -> bool:
+    try:
+        _read(path, game)
+    except UserError:
+        return False
+    return True
 
 
 @contextmanager
@@ -347,7 +415,7 @@ def _claimed(folder: Path, config: RunConfig, resume: bool) -> Iterator[None]:
         lock = (folder / ".lock").open("a")
     except OSError as error:
         raise UserError(f"cannot write to the run folder {folder}: {error.strerror}; choose another with --name") from None
-    with lock:
+    with lock, _full_disk(folder):
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -356,64 +424,109 @@ def _claimed(folder: Path, config: RunConfig, resume: bool) -> Iterator[None]:
             raise UserError(f"{folder} already holds a run; continue it with --resume, or choose another --name")
         if resume and read_config(path) != config:
             raise UserError(f"{folder} holds a run of another configuration; give the options in {path}")
+        for left in folder.iterdir():  # by a process that was killed while it wrote
+            if _TEMPORARY.fullmatch(left.name):
+                left.unlink()
         write_atomically(path, json.dumps(config.as_json(), indent=1).encode())
         yield
+
+
+_TEMPORARY = re.compile(
+    r"\.(round_\d+\.ckpt|config\.json|records\.jsonl|student\.safetensors|result\.json|report\.html)\.\w{8}"
+)
+
+
+@contextmanager
+def _full_disk(folder: Path) -> Iterator[None]:
+    """Turns what a full or failing disk raises into one line; what was saved before is whole."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS):
+            raise
+        raise UserError(
+            f"cannot write to {folder}: {error.strerror}; make room, then: adadfq train --resume {folder}"
+        ) from None
 
 
 def read_config(path: Path) -> RunConfig:
     """The configuration in a run's config.json; raises UserError where it is none."""
     try:
-        return RunConfig.from_json(json.loads(path.read_text()))
-    except (ValueError, KeyError, TypeError):
+        return RunConfig.from_json(json.loads(path.read_bytes()))
+    except (ValueError, AttributeError, TypeError, RecursionError):
         raise UserError(f"{path} is damaged or of another version of adadfq; choose another --name") from None
 
 
 class RecordLog:
-    """records.jsonl: one JSON object a line, appended round by round; on resuming, lines of unsaved rounds are dropped."""
+    """records.jsonl: one JSON object a line, appended round by round; on resuming, lines of unsaved rounds are dropped.
 
-    def __init__(self, path: Path, index: int) -> None:
+    every: rounds that are written together, so that an accelerator is not waited for after each
+    """
+
+    def __init__(self, path: Path, index: int, *, every: int = 1) -> None:
+        self._waiting: list[tuple[Record, dict[str, Any]]] = []
+        self._every = every
         self.past = [line for line in read_records(path) if line["round"] < index] if path.exists() else []
+        try:
+            self.seconds = float(self.past[-1].get("seconds", 0.0)) if self.past else 0.0
+            """Seconds played before this session."""
+            self._found = {n: [build(Accuracy, line[n]) for line in self.past if n in line] for n in ("calibrated", "accuracy")}
+        except (TypeError, ValueError):
+            raise UserError(f"a measurement in {path} is damaged; remove that line to play on without it") from None
         write_atomically(path, "".join(json.dumps(line) + "\n" for line in self.past).encode())
         self._file = path.open("a")
 
-    @property
-    def seconds(self) -> float:
-        """Seconds played before this session."""
-        return float(self.past[-1].get("seconds", 0.0)) if self.past else 0.0
-
     def measured(self, name: str) -> Accuracy | None:
-        found = [Accuracy(**line[name]) for line in self.past if name in line]
-        return found[-1] if found else None
+        """The last "calibrated" or "accuracy" of earlier sessions."""
+        return self._found[name][-1] if self._found[name] else None
 
     def best(self) -> Accuracy | None:
-        return max(
-            (Accuracy(**line["accuracy"]) for line in self.past if "accuracy" in line), key=lambda a: a.top1, default=None
-        )
+        """The highest accuracy of earlier sessions."""
+        return max(self._found["accuracy"], key=lambda a: a.top1, default=None)
 
     def write(self, record: Record, extra: dict[str, Any]) -> None:
         """Appends a record and what else was measured in its round."""
-        plain = {k: dataclasses.asdict(v) if isinstance(v, Accuracy) else v for k, v in extra.items()}
-        self._file.write(json.dumps(record.as_json() | plain) + "\n")
+        self._waiting.append((record, {k: dataclasses.asdict(v) if isinstance(v, Accuracy) else v for k, v in extra.items()}))
+        if len(self._waiting) >= self._every:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes what waits."""
+        waiting, self._waiting = self._waiting, []
+        self._file.write("".join(json.dumps(record.as_json() | extra) + "\n" for record, extra in waiting))
         self._file.flush()
 
+    def sync(self) -> None:
+        """Writes what waits and has it reach the disk: a checkpoint must not know of rounds that the log does not."""
+        self.flush()
+        os.fsync(self._file.fileno())
+
     def close(self) -> None:
-        self._file.close()
+        """Writes what waits and closes the file, on a full disk too."""
+        try:
+            self.flush()
+        finally:
+            with suppress(OSError):
+                self._file.close()
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """The lines of a records.jsonl; a last line that was cut off is left out."""
-    lines = path.read_text().splitlines()
+    """The lines of a records.jsonl; a last line that was cut off is left out. Raises UserError for one in the middle."""
+    lines = path.read_bytes().splitlines()
     records = []
     for i, line in enumerate(lines):
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
+            record = json.loads(line)
+            if not isinstance(record, dict) or type(record["round"]) is not int:
+                raise ValueError("no record")
+            records.append(record)
+        except (ValueError, KeyError, RecursionError):
             if i < len(lines) - 1:
                 raise UserError(f"line {i + 1} of {path} is damaged") from None
     return records
 
 
-def sample_images(game: Game, teacher: Teacher, per_class: int = 4) -> Tensor:
-    """Pixel values `(classes * per_class, C, H, W)` in [0, 1] of generated images, class by class."""
-    labels = torch.arange(game.classes).repeat_interleave(per_class)
+def sample_images(game: Game, teacher: Teacher, per_class: int = 4, classes: tuple[int, ...] = ()) -> Tensor:
+    """Pixel values `(classes * per_class, C, H, W)` in [0, 1] of generated images, class by class; of all if none are named."""
+    labels = torch.tensor(classes or range(game.classes)).repeat_interleave(per_class)
     return teacher.denormalize(game.generate(labels, seed=game.seed)).cpu()

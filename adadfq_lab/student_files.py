@@ -12,9 +12,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from adadfq_lab.errors import UserError
+from adadfq_lab.fields import build
 from adadfq_lab.files import load_tensors, save_tensors
 from adadfq_lab.quantizer import BitWidths
-from adadfq_lab.student import Student, quantize
+from adadfq_lab.student import Quantization, Student, quantize
 from adadfq_lab.teachers import SHIPPED, Teacher, TeacherInfo, load_teacher
 from adadfq_lab.zoo import build_network
 
@@ -55,11 +56,19 @@ def _read(path: Path) -> tuple[dict[str, Tensor], TeacherInfo, dict[str, Any], s
     if meta.get("kind") != "student":
         raise UserError(f"{path} holds no student")
     try:
-        facts: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in meta["teacher"].items()}
-        quantization = dict(meta["quantization"])
-        return tensors, TeacherInfo(**facts), quantization | {"bits": BitWidths.parse(quantization["bits"])}, sha256
-    except (AttributeError, KeyError, TypeError) as error:
+        info, how = build(TeacherInfo, meta.get("teacher")), quantization_from_json(meta.get("quantization"))
+    except UserError as error:
         raise UserError(f"{path} does not describe its student ({error})") from None
+    return tensors, info, how, sha256
+
+
+def quantization_from_json(plain: Any) -> dict[str, Any]:
+    """The arguments of `quantize` out of a file; raises UserError where they are none."""
+    bits = plain.get("bits") if isinstance(plain, dict) else None
+    if not isinstance(bits, str):
+        raise UserError("it does not say how the student was quantised")
+    how = build(Quantization, plain | {"bits": dataclasses.asdict(BitWidths.parse(bits))})
+    return {field.name: getattr(how, field.name) for field in dataclasses.fields(how)}
 
 
 def _find_teacher(path: Path, info: TeacherInfo) -> Teacher:
@@ -68,8 +77,8 @@ def _find_teacher(path: Path, info: TeacherInfo) -> Teacher:
     known = name in SHIPPED or ":" in name
     if not known and config.exists():
         try:
-            name = str(json.loads(config.read_text())["teacher"])
-        except (ValueError, KeyError, TypeError):
+            name = str(json.loads(config.read_bytes())["teacher"])
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise UserError(f"{config} does not name the teacher of {path}") from None
     if not known and not Path(name).exists():
         raise UserError(f"{path} was made from teacher {info.name}, which is not shipped; give the teacher's file")
@@ -80,7 +89,7 @@ def _rebuild(path: Path, network: nn.Module, tensors: dict[str, Tensor], quantiz
     try:
         student = quantize(network, **quantization)
         student.load_state_dict(tensors)
-    except (TypeError, RuntimeError) as error:
+    except (TypeError, RuntimeError, UserError) as error:
         raise UserError(f"{path} does not fit its network: {str(error).splitlines()[0]}") from None
     student.observing = False
     return student

@@ -7,13 +7,13 @@ accuracy, and the sha256 of its weights.
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from adadfq_lab.data import stub_path
 from adadfq_lab.errors import UserError
+from adadfq_lab.fields import build
 from adadfq_lab.files import digest, load_tensors, save_tensors
 
 SHIPPED = ("fashion_mnist_resnet20", "cifar10_resnet20")
@@ -41,6 +41,13 @@ class TeacherInfo:
     seed: int | None = None
     recipe: str = ""
     sha256: str = ""
+
+    def __post_init__(self) -> None:
+        if len(self.classes) < 2 or min(self.input_shape) < 1:
+            raise UserError(
+                f"a teacher tells two classes or more apart, in images of a pixel or more, "
+                f"not {len(self.classes)} in {self.input_shape}"
+            )
 
 
 class Teacher(nn.Module):
@@ -137,8 +144,7 @@ def load_teacher(name: str) -> Teacher:
     if meta.pop("kind", None) != "teacher":
         raise UserError(f"{path} holds no teacher")
     try:
-        facts: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in meta.items()}
-        info = TeacherInfo(**facts, sha256=sha256)
+        info = build(TeacherInfo, meta | {"sha256": sha256})
         network = build_network(info.network, len(info.classes), info.input_shape[0])
         network.load_state_dict(tensors)
         return Teacher(network, info)

@@ -46,7 +46,7 @@ from adadfq_lab.teachers import Teacher, TeacherInfo
 # are averages of each image's own.
 _CIFAR = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-_SHAPES = {"imagenet": (3, 224, 224), "cifar10": (3, 32, 32), "cifar100": (3, 32, 32)}
+SHAPES = {"imagenet": (3, 224, 224), "cifar10": (3, 32, 32), "cifar100": (3, 32, 32)}
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def load_zoo_teacher(name: str) -> Teacher:
         network=entry.network,
         data=entry.data,
         classes=classes,
-        input_shape=_SHAPES[entry.data],
+        input_shape=SHAPES[entry.data],
         mean=mean,
         std=std,
         top1=entry.top1,

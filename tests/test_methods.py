@@ -129,7 +129,7 @@ def test_weights_scale_their_terms(generator):
 
 def test_adasg_is_adadfq_with_other_constants(generator):
     """lambda_l = 0.3 and alpha_ds = 0.1 against 0.1 and 0.2: with these, every term is the same to the bit."""
-    paper = {"lower": 0.1, "upper": 0.8, "alpha_ds": 0.2, "alpha_as": 0.1, "beta": 1.0, "gamma": 1.0}
+    paper = {"lower": 0.1, "upper": 0.8, "alpha_ds": 0.2, "alpha_as": 0.1, "beta": 1.0, "gamma": 1.0, "temperature": 20.0}
     assert adadfq().settings == paper
     assert adasg().settings == paper | {"lower": 0.3, "alpha_ds": 0.1}
     assert (adasg().name, adadfq().name) == ("AdaSG", "AdaDFQ")

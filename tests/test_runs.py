@@ -400,6 +400,7 @@ def test_there_must_be_something_to_resume(config, tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config.as_json()))
+    (folder / "records.jsonl").write_text('{"round": 0}\n')
     with pytest.raises(UserError, match="run has no checkpoint to resume from; remove it, or choose another --name"):
         run(config, folder, resume=True, quiet=True)
     for broken in ("{", "[]", "{}", '{"teacher": 1}', "null"):

@@ -11,12 +11,6 @@ from adadfq_lab.equations import Bounds, hinge, loss_as, loss_bns, loss_ds, stud
 from adadfq_lab.methods.method import Method, Round, Terms
 
 
-def student_loss(r: Round) -> Terms:
-    if r.fidelity.student_objective == "eq13":
-        return {"adaptability": student_objective(r.h_prime)}
-    return {"entropy": student_entropy_loss(r.teacher_logits, r.student_logits, T=20)}
-
-
 def adadfq(
     lower: float = 0.1,
     upper: float = 0.8,
@@ -25,9 +19,13 @@ def adadfq(
     alpha_as: float = 0.1,
     beta: float = 1.0,
     gamma: float = 1.0,
+    temperature: float = 20.0,
     name: str = "AdaDFQ",
 ) -> Method:
-    """AdaDFQ with the constants of the paper's section 3.1; a weight of 0 drops its term, as in Table 3."""
+    """AdaDFQ with the constants of the paper's section 3.1; a weight of 0 drops its term, as in Table 3.
+
+    temperature: T of the student's tempered entropy; the released code has 20 for CIFAR and 5 for ImageNet
+    """
 
     def generator_loss(r: Round) -> Terms:
         terms = {
@@ -39,5 +37,11 @@ def adadfq(
         weights = {"band": 1.0, "ds": beta * alpha_ds, "as": beta * alpha_as, "bns": gamma}
         return {term: value for term, value in terms.items() if weights[term]}
 
+    def student_loss(r: Round) -> Terms:
+        if r.fidelity.student_objective == "eq13":
+            return {"adaptability": student_objective(r.h_prime)}
+        return {"entropy": student_entropy_loss(r.teacher_logits, r.student_logits, T=temperature)}
+
     settings = {"lower": lower, "upper": upper, "alpha_ds": alpha_ds, "alpha_as": alpha_as, "beta": beta, "gamma": gamma}
+    settings["temperature"] = temperature
     return Method(name, generator_loss, student_loss, uses_student=True, bounds=Bounds(lower, upper), settings=settings)

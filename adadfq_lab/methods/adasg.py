@@ -18,6 +18,8 @@ def adasg(
     alpha_as: float = 0.1,
     beta: float = 1.0,
     gamma: float = 1.0,
+    temperature: float = 20.0,
 ) -> Method:
-    """AdaSG with the constants of its released code."""
-    return adadfq(lower, upper, alpha_ds=alpha_ds, alpha_as=alpha_as, beta=beta, gamma=gamma, name="AdaSG")
+    """AdaSG with the constants of its released code; `temperature` as in `adadfq`."""
+    weights = {"alpha_ds": alpha_ds, "alpha_as": alpha_as, "beta": beta, "gamma": gamma}
+    return adadfq(lower, upper, **weights, temperature=temperature, name="AdaSG")

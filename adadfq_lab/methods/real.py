@@ -12,7 +12,7 @@ from adadfq_lab.data import load_data
 from adadfq_lab.errors import UserError
 from adadfq_lab.fidelity import Fidelity
 from adadfq_lab.generators import Generator
-from adadfq_lab.methods.adadfq import student_loss
+from adadfq_lab.methods.adadfq import adadfq
 from adadfq_lab.methods.method import Method, Round, Terms
 from adadfq_lab.teachers import Teacher
 
@@ -61,4 +61,4 @@ def nothing(r: Round) -> Terms:
 
 def real() -> Method:
     """Q trained as in AdaDFQ, on the teacher's training images."""
-    return Method("Real", nothing, student_loss, build_generator=build, generator_stops=True)
+    return Method("Real", nothing, adadfq().student_loss, build_generator=build, generator_stops=True)

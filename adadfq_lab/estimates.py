@@ -1,0 +1,284 @@
+"""What a run will take, before it is played: a few seconds of its own rounds on this machine, and arithmetic.
+
+    found = estimate(config)            # plays about ten seconds, in a game of its own
+    print(found.table())                # hours, memory, disk
+
+Both phases are timed, since in the warm-up only G learns; so are the students' and the teacher's look at some images, a saved
+checkpoint and the players' gains. Nothing of it depends on what the weights are: a teacher that would have to be downloaded is
+stood in for by an untrained network of its layers, and images that are not here by noise.
+"""
+
+import contextlib
+import dataclasses
+import os
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import nn
+
+from adadfq_lab.data import CLASSES, ImageSet, cache_folder, load_data
+from adadfq_lab.errors import UserError
+from adadfq_lab.evaluation import accuracy
+from adadfq_lab.game import Game
+from adadfq_lab.runs import RecordLog, RunConfig, build_game, build_student, check_fits, observe_noise
+from adadfq_lab.teachers import Teacher, TeacherInfo, load_teacher
+from adadfq_lab.zoo import SHAPES, ZOO, build_network, imagenet_classes
+
+OFFICIAL = {"imagenet": 50_000}  # test images; else 10,000
+NOISE = "noise"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds, and megabytes of 2^20 bytes.
+
+    warmup_round, play_round: one round with its line in the log
+    setup, evaluation, checkpoint, report: of one each, wherever it happens in the run
+    peak_mb: of memory; on a GPU, of the GPU's
+    disk_mb: that the run's folder will hold
+    """
+
+    device: str
+    rounds: int
+    warmup_rounds: int
+    warmup_round: float
+    play_round: float
+    setup: float
+    evaluation: float
+    evaluations: int
+    checkpoint: float
+    checkpoints: int
+    report: float
+    peak_mb: float
+    disk_mb: float
+    stand_in: bool
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole run."""
+        rounds = self.warmup_rounds * self.warmup_round + (self.rounds - self.warmup_rounds) * self.play_round
+        return self.setup + rounds + self.evaluations * self.evaluation + self.checkpoints * self.checkpoint + self.report
+
+    def as_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self) | {"seconds": self.seconds}
+
+    def table(self) -> str:
+        """The estimate as a few lines of text."""
+        lines = [
+            f"on {self.device}, from a few seconds of each:",
+            f"warm-up          {1 / self.warmup_round:8.2f} rounds/s   {duration(self.warmup_rounds * self.warmup_round)}",
+            f"play             {1 / self.play_round:8.2f} rounds/s   "
+            f"{duration((self.rounds - self.warmup_rounds) * self.play_round)}",
+            f"measurements     {self.evaluations:8,} of {self.evaluation:.2f} s   "
+            f"{duration(self.evaluations * self.evaluation)}",
+            f"checkpoints      {self.checkpoints:8,} of {self.checkpoint:.2f} s   "
+            f"{duration(self.checkpoints * self.checkpoint)}",
+            f"in all           {duration(self.seconds)}",
+            f"memory           {self.peak_mb:,.0f} MB at most, disk {self.disk_mb:,.0f} MB",
+        ]
+        lines += (
+            ["timed on an untrained network of the teacher's layers, which is not on this machine"] if self.stand_in else []
+        )
+        return "\n".join(lines)
+
+
+def duration(seconds: float) -> str:
+    """`seconds` in words: 41 s, 12 min, 3 h 20 min, 2 days 4 h."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 100:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min"
+    return f"{hours // 24} days {hours % 24} h"
+
+
+def estimate(config: RunConfig, *, seconds: float = 10.0) -> Estimate:
+    """What a run of `config` takes here, from about `seconds` seconds of rounds; slow rounds take what three of each take.
+
+    Raises UserError for a configuration that cannot be played, and torch.OutOfMemoryError where a GPU has too little memory.
+    """
+    _forget_peak()
+    began = time.perf_counter()
+    teacher, stand_in = _teacher(config.teacher)
+    data, total = _images(config, teacher)
+    game = build_game(config, teacher)
+    schedule = config.schedule
+    first = min(schedule.warmup, config.rounds)
+    with tempfile.TemporaryDirectory() as folder:
+        log = RecordLog(Path(folder) / "records.jsonl", 0, every=game.check_every)
+        # Memory of the optimizers is taken at a first step, so both phases are visited before either is timed.
+        probe = _Probe(game, log)
+        probe.phase(warmup=1, observe=2)
+        probe.rounds(2)
+        built = time.perf_counter() - began
+        probe.phase(warmup=2**40 if first else 0, observe=1)
+        warm = probe.mean(seconds / 2 if first else 0)
+        probe.phase(warmup=0, observe=1)
+        play = probe.mean(seconds / 2 if first < config.rounds else 0)
+        gain = probe.gain() if config.gains_every else 0.0
+        size = (Path(folder) / "records.jsonl").stat().st_size / max(1, game.index)
+        log.close()
+        plain = build_student(teacher, config).to(game.device)
+        setup = _timed(lambda: observe_noise(plain, teacher.info.input_shape, seed=config.seed))
+        for network in (teacher, game.student):  # the first look at images of a size is slow
+            accuracy(network, data.take(4), teacher.normalize)
+        opening = _decoding() if data.source == NOISE and teacher.info.data == "imagenet" else 0.0
+        looks = [
+            opening + _timed(partial(accuracy, network, data, teacher.normalize)) / len(data)
+            for network in (game.student, teacher)
+        ]
+        evaluation, of_teacher = (look * total for look in looks)
+        path = Path(folder) / "game.ckpt"
+        saving = _timed(lambda: game.save(path))
+        disk = 2 * path.stat().st_size + size * config.rounds + 4.5 * 2**20
+    evaluations = 1 + int(first < config.rounds and first > 0) if config.rounds else 0
+    every = config.evaluate_every
+    evaluations += sum(1 for done in range(every, config.rounds, every) if done > first) if every else 0
+    checkpoints = 2 + ((config.rounds - 1) // config.save_every if config.save_every else 0)
+    share = gain / config.gains_every if config.gains_every else 0.0
+    return Estimate(
+        device=str(game.device),
+        rounds=config.rounds,
+        warmup_rounds=first,
+        warmup_round=(warm or play) + share,
+        play_round=(play or warm) + share,
+        setup=built + setup + of_teacher + evaluation,
+        evaluation=evaluation,
+        evaluations=evaluations,
+        checkpoint=saving,
+        checkpoints=checkpoints,
+        report=3.0 + 2e-4 * config.rounds,
+        peak_mb=_peak(game.device),
+        disk_mb=disk / 2**20,
+        stand_in=stand_in,
+    )
+
+
+class _Probe:
+    """A game that is moved between the phases of its schedule, and timed."""
+
+    def __init__(self, game: Game, log: RecordLog) -> None:
+        self.game, self.log, self.usual = game, log, game.schedule
+        self.every, game.gains_every = game.gains_every, 0
+
+    def phase(self, *, warmup: int, observe: int) -> None:
+        self.game.schedule = dataclasses.replace(self.usual, warmup=warmup, observe=observe)
+
+    def rounds(self, count: int) -> float:
+        """Seconds that `count` rounds take, logged and finished on their device."""
+
+        def play() -> None:
+            for record in self.game.play(count):
+                self.log.write(record, {"seconds": 0.0})
+            _finish(self.game.device)
+
+        return _timed(play)
+
+    def mean(self, seconds: float) -> float:
+        """Seconds a round, over as many as fit in `seconds`, three at least; 0 where none are asked for."""
+        if not seconds:
+            return 0.0
+        group, spent, count = self.game.method.generator_every, 0.0, 0  # rounds that are unlike each other
+        self.rounds(group)
+        while count < 3 or spent < seconds:
+            spent += self.rounds(group)
+            count += group
+        return spent / count
+
+    def gain(self) -> float:
+        """What measuring the gains of one round adds to it, in seconds."""
+        without = min(self.rounds(1) for _ in range(3))
+        self.game.gains_every = 1
+        found = min(self.rounds(1) for _ in range(3)) - without
+        self.game.gains_every = self.every
+        return max(0.0, found)
+
+
+def _timed(call: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def _finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _teacher(name: str) -> tuple[Teacher, bool]:
+    """The teacher called `name`, and whether it is an untrained one that stands in for one to be downloaded."""
+    entry = ZOO.get(name)
+    if entry is None or (cache_folder() / entry.file).exists():
+        return load_teacher(name), False
+    classes = imagenet_classes() if entry.data == "imagenet" else CLASSES[entry.data]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = build_network(entry.network, len(classes))
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = 1.0
+        with torch.no_grad():  # statistics that fit its weights, so that no loss overflows
+            network.train()(torch.randn(8, *SHAPES[entry.data]))
+    info = TeacherInfo(name, entry.network, entry.data, classes, SHAPES[entry.data], mean=(0.5,) * 3, std=(0.25,) * 3)
+    return Teacher(network, info), True
+
+
+def _images(config: RunConfig, teacher: Teacher) -> tuple[ImageSet, int]:
+    """Some images of the teacher's shape to time a measurement on, and how many the run will measure on."""
+    info, name = teacher.info, config.data or teacher.info.data
+    few = max(20, min(400, 2**20 // (info.input_shape[1] * info.input_shape[2])))
+    try:
+        found = load_data(name, "test", stub=config.stub)
+    except UserError:
+        images = torch.randint(256, (few, *info.input_shape), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+        total = OFFICIAL.get(name, 10_000)
+        return ImageSet(name, "test", images, torch.zeros(few, dtype=torch.long), info.classes, NOISE), total
+    check_fits(teacher, found)
+    return found.take(few), len(found)
+
+
+def _decoding() -> float:
+    """Seconds that reading an image file of ImageNet's usual size takes of each measured image, on all cores together."""
+    from adadfq_lab.imagenet import decode
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "image.jpg"
+        noise = torch.randint(256, (47, 63, 3), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+        Image.fromarray(noise.numpy()).resize((500, 375)).save(path)
+        decode(path)
+        return _timed(lambda: [decode(path) for _ in range(5)]) / 5 / (os.cpu_count() or 1)
+
+
+# Memory
+
+
+def _forget_peak() -> None:
+    """Counts peaks from here on, where the system can: /proc/self/clear_refs takes a 5 for it."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak(device: torch.device) -> float:
+    """The most memory held since `_forget_peak`, in MB of 2^20 bytes: a GPU's, or the process's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return float(next(line.split()[1] for line in lines if line.startswith("VmHWM"))) / 1024
+    except (OSError, StopIteration):
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return most / (2**20 if sys.platform == "darwin" else 1024)

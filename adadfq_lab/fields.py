@@ -1,0 +1,51 @@
+"""Values from outside, from a file or a command line, as the types that a dataclass's fields ask for."""
+
+import dataclasses
+import types
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from adadfq_lab.errors import UserError
+
+T = TypeVar("T")
+
+
+def fitting(key: str, hint: Any, value: Any) -> Any:
+    """`value`, out of JSON, as a `hint`: lists become tuples, whole numbers reals, objects dataclasses.
+
+    Raises UserError, which names `key`, where the value is none of that type.
+    """
+    kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    for kind in kinds:
+        origin, inner = get_origin(kind), get_args(kind)
+        if kind is Any or (origin is Literal and any(value == v and type(value) is type(v) for v in inner)):
+            return value
+        if origin is tuple and isinstance(value, list | tuple):
+            each = (inner[0],) * len(value) if inner[-1] is Ellipsis else inner
+            if len(each) == len(value):
+                return tuple(fitting(key, k, v) for k, v in zip(each, value, strict=True))
+        if dataclasses.is_dataclass(kind) and isinstance(kind, type) and isinstance(value, dict):
+            return build(kind, value)
+        if kind is float and type(value) is int and abs(value) < 2**53:
+            return float(value)
+        if origin is dict and isinstance(value, dict):
+            return value
+        if type(value) is kind:
+            return value
+    names = [" or ".join(map(str, get_args(k))) if get_origin(k) is Literal else getattr(k, "__name__", str(k)) for k in kinds]
+    raise UserError(f"{key} does not take {value!r:.60}; it takes {' or '.join(names).replace('NoneType', 'nothing')}")
+
+
+def build(kind: type[T], plain: Any) -> T:
+    """A dataclass out of a JSON object; fields that it lacks take their defaults.
+
+    Raises UserError where something is no field, a field that has no default is missing, or a value does not fit.
+    """
+    if not isinstance(plain, dict):
+        raise UserError(f"a {kind.__name__} is an object, not {plain!r:.60}")
+    hints = get_type_hints(kind)
+    if unknown := plain.keys() - hints.keys():
+        raise UserError(f"{kind.__name__} has no field {min(unknown)!r:.60}")
+    try:
+        return kind(**{key: fitting(key, hints[key], value) for key, value in plain.items()})
+    except TypeError as error:
+        raise UserError(str(error)) from None
