@@ -123,5 +123,6 @@ def resume_game(
     except (KeyError, RuntimeError) as error:
         raise UserError(f"{path} does not fit its own description: {str(error).splitlines()[0]}") from None
     game.index, game.bounds, game.last_checkpoint = meta["index"], Bounds(**meta["bounds"]), path
-    game.student.observing = game.index <= schedule.observe  # as round index - 1 left it
+    left = game.index - 1  # the round whose setting of the observers is still in force; there is none before the first
+    game.student.observing = left < 0 or method.observes(left, schedule.warmup, schedule.observe)
     return game

@@ -7,9 +7,11 @@ from adadfq_lab.errors import UserError
 from adadfq_lab.methods.adadfq import adadfq
 from adadfq_lab.methods.adasg import adasg
 from adadfq_lab.methods.gdfq import gdfq
+from adadfq_lab.methods.intraq import intraq
 from adadfq_lab.methods.method import Method, Rates, Round, Terms
+from adadfq_lab.methods.zaq import zaq
 
-METHODS: dict[str, Callable[..., Method]] = {"gdfq": gdfq, "adasg": adasg, "adadfq": adadfq}
+METHODS: dict[str, Callable[..., Method]] = {"gdfq": gdfq, "adasg": adasg, "adadfq": adadfq, "zaq": zaq, "intraq": intraq}
 """How to make each method, by name in lower case; add your own with `register`."""
 
 
@@ -28,4 +30,17 @@ def make_method(name: str, **settings: Any) -> Method:
         raise UserError(f"{name} does not take these settings: {error}") from None
 
 
-__all__ = ["METHODS", "Method", "Rates", "Round", "Terms", "adadfq", "adasg", "gdfq", "make_method", "register"]
+__all__ = [
+    "METHODS",
+    "Method",
+    "Rates",
+    "Round",
+    "Terms",
+    "adadfq",
+    "adasg",
+    "gdfq",
+    "intraq",
+    "make_method",
+    "register",
+    "zaq",
+]
