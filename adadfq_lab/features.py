@@ -49,9 +49,19 @@ def with_features(module: fx.GraphModule, places: tuple[str, ...]) -> fx.GraphMo
     return fx.GraphModule(module, graph)
 
 
+def unit(x: Tensor, dim: int) -> Tensor:
+    """`x` over its Euclidean length along `dim`; where that is 0, so is the result, and the gradient passes as it is.
+
+    At three bits whole channels round to 0, and a small eps in the place of their length would multiply their gradient by its
+    inverse: one such step destroys Q.
+    """
+    length = torch.linalg.vector_norm(x, dim=dim, keepdim=True)
+    return x / torch.where(length > 0, length, 1)
+
+
 def relation_map(features: Tensor) -> Tensor:
     """The channel relation map of each sample: `(N, C, H, W)` to cosines `(N, C, C)` between channels. A dead channel has 0."""
-    channels = F.normalize(features.flatten(2), dim=2, eps=1e-6)
+    channels = unit(features.flatten(2), dim=2)
     return channels @ channels.transpose(1, 2)
 
 
@@ -65,7 +75,7 @@ def attend(features: Tensor) -> tuple[Tensor, Tensor]:
 
     With X the features of unit length at each place: X + 0.1 X softmax(X^T X)^T, and X + 0.1 softmax(max - X X^T) X.
     """
-    x = F.normalize(features.flatten(2), dim=1)
+    x = unit(features.flatten(2), dim=1)
     places = torch.softmax(x.transpose(1, 2) @ x, dim=2)
     likeness = x @ x.transpose(1, 2)
     channels = torch.softmax(likeness.amax(dim=2, keepdim=True) - likeness, dim=2)
