@@ -28,12 +28,13 @@ SMALLEST, ASPECT = 0.5, 4 / 3
 def crop_boxes(u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(top, left, height, width), each `(N,)` and in units of the image's sides, for `u` `(N, 4)` uniform in [0, 1).
 
-    The area is uniform in [1/2, 1] and the logarithm of the aspect ratio in [-log 4/3, log 4/3], as random resized crops have
-    it. A side longer than the image's is cut to it (a twentieth of the draws; torchvision would draw again).
+    As random resized crops have it: the area is uniform in [1/2, 1], the logarithm of the aspect ratio in what of
+    [-log 4/3, log 4/3] makes such an area fit into the image, and the place in what is left.
     """
     area = SMALLEST + (1 - SMALLEST) * u[:, 0]
-    ratio = torch.exp((2 * u[:, 1] - 1) * math.log(ASPECT))
-    height, width = (area / ratio).sqrt().clamp(max=1), (area * ratio).sqrt().clamp(max=1)
+    widest = (-area.log()).clamp(max=math.log(ASPECT))
+    ratio = torch.exp((2 * u[:, 1] - 1) * widest)
+    height, width = (area / ratio).sqrt().clamp(max=1), (area * ratio).sqrt().clamp(max=1)  # rounding may exceed 1
     return (1 - height) * u[:, 2], (1 - width) * u[:, 3], height, width
 
 

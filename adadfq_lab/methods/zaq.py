@@ -22,7 +22,7 @@ def generator_of(teacher: Teacher, fidelity: Fidelity) -> Generator:
 
 
 def zaq(alpha: float = 1.0, beta: float = 0.1) -> Method:
-    """ZAQ with the weights of its released code; it has no warm-up, and its rates are those for batches of 16."""
+    """ZAQ with the weights of its released code; no warm-up, and its rate for batches of 256, scaled to 16."""
 
     def gaps(r: Round) -> Terms:
         gap = relation_gap if r.fidelity.zaq_feature_loss == "crm" else attention_gap
