@@ -156,5 +156,6 @@ def resume_game(
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"{path} does not fit its own description: {reason}") from None
     game.index, game.bounds, game.last_checkpoint = meta.index, meta.bounds, path
-    game.student.observing = game.index <= meta.schedule.observe  # as round index - 1 left it
+    left = game.index - 1  # the round whose setting of the observers is still in force; there is none before the first
+    game.student.observing = left < 0 or method.observes(left, meta.schedule.warmup, meta.schedule.observe)
     return game

@@ -28,6 +28,7 @@ from adadfq_lab import distributed
 from adadfq_lab.allocator import keep_freed_memory
 from adadfq_lab.equations import Bounds, disagreement_entropy
 from adadfq_lab.errors import UserError
+from adadfq_lab.features import stages, with_features
 from adadfq_lab.fidelity import Fidelity
 from adadfq_lab.fidelity import fidelity as preset
 from adadfq_lab.generators import Generator
@@ -47,7 +48,8 @@ class Schedule:
     Attributes:
         batch: Images a round, N.
         warmup: Rounds in which only the generator learns; the student's first step is in round `warmup`.
-        observe: Rounds, from the first, in which activation ranges are observed; then they stay.
+        observe: Rounds, from the first, in which activation ranges are observed; then they stay. A method that optimises
+            images once and for all observes from the end of its warm-up.
         generator_lr: Adam's learning rate for G; the method's own if not given, 1e-3 for most.
         student_lr: The learning rate for Q; the method's own if not given, 1e-4 for most.
         weight_decay: Of Q's parameters; the method's own if not given, 1e-4 for most.
@@ -163,13 +165,15 @@ class Game:
         self.last_checkpoint: Path | None = None
         self._playing = False
         self.classes = len(teacher.info.classes)
-        self.observed_teacher = WithStatistics(teacher).to(self.device)
+        self.observed_teacher = WithStatistics(teacher, stages(teacher) if method.features else ()).to(self.device)
+        self._observed_student = with_features(student.graph, self.observed_teacher.stages) if method.features else None
         self.random = torch.Generator().manual_seed(seed)
         self.generator = self._build_generator().to(self.device)
         self._check_classes()
         distributed.prepare(self.schedule.batch, self.generator, self.student)
         fused = {"fused": True} if self.device.type in ("cpu", "cuda") else {}
-        betas = (self.fidelity.adam_beta1, 0.999)
+        beta1 = self.fidelity.adam_beta1 if self.rates.adam_beta1 is None else self.rates.adam_beta1
+        betas = (beta1, 0.999)
         self.generator_optimizer = Adam(self.generator.parameters(), 1.0, betas=betas, **fused)
         self.student_parameters = [p for p in self.student.parameters() if p.requires_grad]
         self.student_optimizer = method.student_optimizer(self.student, self.rates.weight_decay, self.fidelity)
@@ -186,7 +190,9 @@ class Game:
         """G with first weights from `seed`, leaving torch's global random state as it was."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            return self.method.build_generator(self.teacher, self.fidelity).train()
+            generator = self.method.build_generator(self.teacher, self.fidelity).train()
+            generator.plan(self.schedule.batch, self.schedule.warmup)
+            return generator
 
     def _check_classes(self) -> None:
         with torch.no_grad(), self.student.frozen():
@@ -222,9 +228,9 @@ class Game:
         """Plays one round: the generator's step, then the student's."""
         index, bounds, s = self.index, self.bounds, self.schedule
         warm = index < s.warmup
-        self.student.observing = index < s.observe
-        z, labels = self._draw()
-        z, y = distributed.shard(z), distributed.shard(labels)
+        self.student.observing = self.method.observes(index, s.warmup, s.observe)
+        noise, labels = self._draw()
+        z, y = distributed.shard(noise), distributed.shard(labels)
         learns = self.method.steps_generator(index, s.warmup)
         uses_student = learns and self.method.uses_student
         try:
@@ -232,10 +238,11 @@ class Game:
                 with torch.set_grad_enabled(learns):
                     made = self.generator(z, y)
                 x = made.detach().contiguous(memory_format=torch.channels_last).requires_grad_(learns)
-                z_p, statistics = self.observed_teacher(x)
-                with torch.set_grad_enabled(uses_student or not warm):
-                    z_q = self.student(x if uses_student else x.detach())
-            r = _whole(Round(index, x, labels, _wide(z_p), _wide(z_q), statistics, bounds, self.fidelity))
+                z_p, statistics, f_p = self.observed_teacher.look(x)
+                with torch.set_grad_enabled(uses_student or not warm), self._batch_norm(follow=True):
+                    z_q, f_q = self._look(x if uses_student else x.detach())
+            notes = self.generator.notes(noise, labels)
+            r = _whole(Round(index, x, labels, _wide(z_p), _wide(z_q), statistics, bounds, self.fidelity, f_p, f_q, notes))
             terms_g = self.method.generator_loss(r) if learns else {}
             terms_q = {} if warm else self.method.student_loss(r)
             entropy, h_prime = r.entropy.detach(), r.h_prime.detach()
@@ -248,7 +255,8 @@ class Game:
         probe = self.gains_every and index % self.gains_every == 0
         if learns:
             (gradient,) = torch.autograd.grad(_total(terms_g), x, retain_graph=not warm)
-            self._step(self.generator_optimizer, self.rates.generator_lr, index, lambda: backward(made, gradient))
+            lr = self.rates.generator_lr * self.generator.rate(index)
+            self._step(self.generator_optimizer, lr, index, lambda: backward(made, gradient))
         if probe:
             x_new, z_p_new = self._remake(z, y)
             after_g = self._disagreement(x_new, z_p_new)
@@ -267,9 +275,18 @@ class Game:
 
     def _draw(self) -> tuple[Tensor, Tensor]:
         z, y = self.method.sample(self.random, self.schedule.batch, self.generator.latent, self.classes)
+        z, y = self.generator.turn(self.index, z, y)
         z = z.to(next(self.generator.parameters()).dtype)
         y = y.to(z.dtype) if y.is_floating_point() else y
         return z.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
+
+    def _look(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Q's logits and, where the method asks for them, its features."""
+        return (self.student(x), ()) if self._observed_student is None else self._observed_student(x)
+
+    def _batch_norm(self, *, follow: bool) -> AbstractContextManager[Any]:
+        """Q's batch norms as the method has them; `follow`: whether running statistics may move."""
+        return self.student.batch_statistics(follow=follow) if self.method.student_batch_norm == "train" else nullcontext()
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
@@ -298,7 +315,7 @@ class Game:
     @torch.no_grad()
     def _disagreement(self, x: Tensor, z_p: Tensor) -> Tensor:
         """Mean of log C - H_info over the batch, 0-dim, nats: 0 where P and Q agree."""
-        with self.student.frozen(), self._autocast():
+        with self.student.frozen(), self._batch_norm(follow=False), self._autocast():
             return math.log(self.classes) - disagreement_entropy(z_p, distributed.gather(_wide(self.student(x)))).mean()
 
     def _without_trace(self, z: Tensor, y: Tensor) -> Tensor:
@@ -356,7 +373,7 @@ def _wide(logits: Tensor) -> Tensor:
 
 
 def _whole(r: Round) -> Round:
-    """The round of the whole batch where it is spread over processes; statistics and labels are the whole batch's already."""
+    """The round of the whole batch where it is spread over processes; statistics, labels and notes are of the whole already."""
     if distributed.parts() == 1:
         return r
     return dataclasses.replace(

@@ -59,12 +59,31 @@ class ConditionalBatchNorm2d(nn.Module):
 
 
 class Generator(nn.Module):
-    """What every generator offers: its latent width, and `(z (N, latent), y (N,))` to images `(N, C, H, W)`."""
+    """What every generator offers: its latent width, and `(z (N, latent), y (N,))` to images `(N, C, H, W)`.
+
+    A network makes whatever it is asked for, in any round alike. The other functions are for what does not: a bank of images
+    that are worked on one batch after another (see `image_bank`).
+    """
 
     latent: int
 
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
         raise TypeError(f"{type(self).__name__} defines no forward")
+
+    def plan(self, batch: int, warmup: int) -> None:
+        """Told once, before anything else: how many images a round will ask for, and how many rounds the warm-up has."""
+
+    def turn(self, index: int, z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """What round `index` is to ask for, given what was drawn for it; on the host."""
+        return z, y
+
+    def rate(self, index: int) -> float:
+        """What the learning rate of G is multiplied by in round `index`."""
+        return 1.0
+
+    def notes(self, z: Tensor, y: Tensor) -> dict[str, Tensor]:
+        """What is known about each of the images that `forward` makes of z and y; one row for each."""
+        return {}
 
 
 def _base(shape: tuple[int, int, int]) -> tuple[int, int]:
@@ -84,7 +103,7 @@ class LabelGenerator(Generator):
         super().__init__()
         self.latent = latent
         self.base = _base(shape)
-        self.label = nn.Embedding(classes, latent)
+        self.label: nn.Module = nn.Embedding(classes, latent)
         self.linear = nn.Linear(latent, 128 * self.base[0] * self.base[1])
         self.norm0 = nn.BatchNorm2d(128)
         self.up1, self.norm1 = UpsampleConv2d(128, 128), nn.BatchNorm2d(128, eps=eps)
@@ -98,6 +117,21 @@ class LabelGenerator(Generator):
         x = F.leaky_relu(self.norm2(self.up2(x)), 0.2)
         images: Tensor = self.standardize(torch.tanh(self.image(x)))
         return images
+
+
+class _AnyLabel(nn.Module):
+    """The label that multiplies every latent by 1."""
+
+    def forward(self, y: Tensor) -> float:
+        return 1.0
+
+
+class LatentGenerator(LabelGenerator):
+    """G without labels, whatever is asked for. 2,329,091 parameters for 32x32 images and a latent of 256."""
+
+    def __init__(self, shape: tuple[int, int, int], *, latent: int = 256) -> None:
+        super().__init__(1, shape, latent=latent)
+        self.label = _AnyLabel()
 
 
 class ClassNormGenerator(Generator):

@@ -14,6 +14,8 @@ from torch.autograd.function import once_differentiable
 from adadfq_lab.distributed import merged
 from adadfq_lab.equations import BatchStatistics
 from adadfq_lab.errors import UserError
+from adadfq_lab.features import with_features
+from adadfq_lab.student import traced
 from adadfq_lab.teachers import Teacher
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -76,14 +78,19 @@ class MomentsBatchNorm(nn.Module):
 class WithStatistics(nn.Module):
     """A frozen network that returns `(logits, statistics)`, one `BatchStatistics` per batch norm.
 
+    stages: places whose features `look` returns too, see `features.stages`
+
     Shares nothing that changes with `network`: the network is frozen, and its batch norms are replaced in a copy.
     Raises UserError for a network without batch norm, since Eq. (11) is what ties the images to the training data.
     """
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, stages: tuple[str, ...] = ()) -> None:
         super().__init__()
         inner = network.network if isinstance(network, Teacher) else network
         self.network = copy.deepcopy(inner).eval().requires_grad_(False)
+        self.stages = stages
+        if stages:
+            self.network = with_features(traced(self.network), stages)
         self._norms: list[MomentsBatchNorm] = []
         for parent in list(self.network.modules()):
             for name, child in list(parent.named_children()):
@@ -98,8 +105,13 @@ class WithStatistics(nn.Module):
             )
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[BatchStatistics]]:
-        logits: Tensor = self.network(x)
+        logits, statistics, _ = self.look(x)
+        return logits, statistics
+
+    def look(self, x: Tensor) -> tuple[Tensor, list[BatchStatistics], tuple[Tensor, ...]]:
+        """Logits, statistics and, from the same forward, the features `(N, C_l, H_l, W_l)` of each stage."""
+        logits, features = self.network(x) if self.stages else (self.network(x), ())
         statistics = [norm.moments for norm in self._norms if norm.moments is not None]
         for norm in self._norms:
             norm.moments = None
-        return logits, merged(statistics)
+        return logits, merged(statistics), features

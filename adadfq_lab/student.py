@@ -104,6 +104,18 @@ class Student(nn.Module):
             for module, value in before:
                 module.observing = value
 
+    @contextmanager
+    def batch_statistics(self, *, follow: bool) -> Iterator[None]:
+        """Within it Q's batch norms normalise by the batch; with `follow` their running statistics move towards it."""
+        before = [(m, m.training, m.track_running_stats) for m in self.modules() if isinstance(m, nn.BatchNorm2d)]
+        try:
+            for norm, _, tracks in before:
+                norm.training, norm.track_running_stats = True, tracks and follow
+            yield
+        finally:
+            for norm, training, tracks in before:
+                norm.training, norm.track_running_stats = training, tracks
+
     def left_float(self) -> list[str]:
         """What still computes on floats that are on no grid, one phrase each."""
         modules = dict(self.graph.named_modules())
@@ -160,9 +172,7 @@ def quantize(
     """
     widths = BitWidths.parse(bits) if isinstance(bits, str) else bits
     inner = network.network if isinstance(network, Teacher) else network
-    root = copy.deepcopy(inner).eval().requires_grad_(True)
-    module = fx.GraphModule(root, _trace(root))
-    _out_of_place(module)
+    module = traced(copy.deepcopy(inner).eval().requires_grad_(True))
     _replace_relus(module, widths.activations, rule, ste)
     count = _replace_layers(module, widths, ste, zero_point)
     if not count:
@@ -175,6 +185,22 @@ def quantize(
     return (
         Student(module, Quantization(widths, ste, rule, zero_point, every_input)).to(memory_format=torch.channels_last).eval()
     )
+
+
+def traced(network: nn.Module) -> fx.GraphModule:
+    """`network` as a graph over its own submodules, in which no node's value changes after it was computed.
+
+    Raises UserError where it cannot be traced: which module, and why.
+    """
+    module = fx.GraphModule(network, _trace(network))
+    _out_of_place(module)
+    return module
+
+
+def relu_sites(module: fx.GraphModule) -> list[fx.Node]:
+    """The nodes that are a ReLU or ReLU6, in the order of their execution: where `quantize` puts its quantisers."""
+    modules = dict(module.named_modules())
+    return [node for node in module.graph.nodes if _relu_kind(node, modules)]
 
 
 class _Tracer(fx.Tracer):

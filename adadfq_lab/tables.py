@@ -23,7 +23,7 @@ from adadfq_lab.data import stub_path
 from adadfq_lab.errors import UserError
 from adadfq_lab.files import write_atomically
 from adadfq_lab.game import Schedule
-from adadfq_lab.methods import METHODS, REFERENCES
+from adadfq_lab.methods import METHODS, REFERENCES, make_method
 from adadfq_lab.runs import RunConfig, read_config
 
 
@@ -33,7 +33,8 @@ class Budget:
 
     updates: of the student
     batch:   images in each
-    warmup:  rounds before them in which only the generator learns
+    warmup:  rounds before them in which only the generator learns; a method that makes its images first and then stops, takes
+             as many as it asks for
     decay:   share of the updates after which the learning rates are multiplied by 0.1; 1 for never
     """
 
@@ -44,13 +45,11 @@ class Budget:
 
     def schedule(self, method: str) -> Schedule:
         """The schedule of `method`'s run within this budget."""
-        warmup = WARMUP.get(method, self.warmup)
+        made = make_method(method)
+        warmup = made.warmup if made.generator_stops else self.warmup
         milestones = (warmup + round(self.decay * self.updates),) if self.decay < 1 else ()
         return Schedule(batch=self.batch, warmup=warmup, observe=warmup + 200, milestones=milestones)
 
-
-WARMUP: dict[str, int] = {}
-"""Rounds before the first update for methods that make their images first and stop."""
 
 BUDGETS = {"short": Budget(1500), "long": Budget(5000, decay=0.8)}
 """By name: "short" takes about four minutes a run on two quiet cores, "long" about fifteen."""

@@ -25,7 +25,7 @@ from adadfq_lab.equations import Bounds
 from adadfq_lab.errors import UserError
 from adadfq_lab.files import load_tensors, save_tensors
 from adadfq_lab.game import Game, Record
-from adadfq_lab.methods import METHODS, adadfq, adasg, arc, arc_ait, gdfq, qimera
+from adadfq_lab.methods import METHODS, adadfq, adasg, arc, arc_ait, gdfq, intraq, qimera, zaq
 from adadfq_lab.student import quantize
 from adadfq_lab.student_files import load_student, rebuild_student, save_student
 
@@ -41,6 +41,21 @@ def same_records(a: list[Record], b: list[Record]) -> bool:
 
 
 # Games
+
+
+@pytest.mark.parametrize("at", [0, 1, 3, 6, 7])
+@pytest.mark.parametrize("make", [zaq, lambda: intraq(iterations=3)])
+def test_methods_with_a_memory_are_resumed_bit_for_bit(make, at, tmp_path):
+    """Running statistics of Q; which images are on the bench, class centres and targets; whether ranges are observed."""
+    path, options = tmp_path / "game.ckpt", {"gains_every": 2, "seed": 7, "warmup": 6, "student_lr": 1e-4}
+    teacher = tiny_teacher()
+    game = play(tiny_game(make(), teacher=teacher, **options), at)
+    game.save(path)
+    resumed = Game.resume(path, teacher=tiny_teacher())
+    assert resumed.student.observing == game.student.observing
+    assert changed(state(game), state(resumed)) == set()
+    assert same_records(list(game.play(6)), list(resumed.play(6)))
+    assert changed(state(game), state(resumed)) == set()
 
 
 @pytest.mark.parametrize("at", [0, 1, WARMUP, WARMUP + 1, OBSERVE, OBSERVE + 1])

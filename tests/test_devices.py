@@ -1,5 +1,6 @@
 """Other devices without one at hand: `meta` refuses host synchronisation and stray CPU tensors, fake tensors know of CUDA."""
 
+import dataclasses
 import math
 
 import pytest
@@ -10,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from adadfq_lab.equations import Bounds
 from adadfq_lab.errors import UserError
+from adadfq_lab.features import stages, with_features
 from adadfq_lab.fidelity import FIDELITY
 from adadfq_lab.generators import conditional_generator
 from adadfq_lab.methods import METHODS, Round, adadfq, make_method
@@ -90,20 +92,27 @@ def on_card(*tensors: Tensor) -> bool:
 def test_the_players_and_their_losses_run_on_a_card(name, fidelity):
     """z, y -> G -> P with statistics and Q while it observes -> every term: all of it stays on the card."""
     card, f, method = Card(), FIDELITY[fidelity], make_method(name)
+    if name == "intraq":
+        f = dataclasses.replace(f, intra_calibration="own")
     teacher = tiny_teacher()
+    built = method.build_generator(teacher, f)
+    built.plan(BATCH, 2)
+    z, y = method.sample(torch.Generator(), BATCH, built.latent, CLASSES)
+    places = stages(teacher) if method.features else ()
     student = quantize(teacher, "3w3a", ste=f.ste, rule=f.observer, zero_point=f.zero_point, every_input=True)
-    generator = card.take_module(method.build_generator(teacher, f))
-    observed, student = card.take_module(WithStatistics(teacher)), card.take_module(student)
+    generator = card.take_module(built)
+    observed, student = card.take_module(WithStatistics(teacher, places)), card.take_module(student)
+    z, y = card.take(z), card.take(y)
     with card.mode:
-        y = card.take(torch.arange(BATCH))
-        x = generator(card.take(torch.ones(BATCH, generator.latent)), y)
-        z_p, statistics = observed(x)
+        x = generator(z, y)
+        z_p, statistics, f_p = observed.look(x)
         assert student.observing
-        z_q = student(x)
+        z_q, f_q = with_features(student.graph, places)(x)
         assert z_p.shape == z_q.shape == (BATCH, CLASSES)
-        r = Round(0, x, y, z_p, z_q, statistics, Bounds(), f)
+        notes = generator.notes(z, y)
+        r = Round(0, x, y, z_p, z_q, statistics, Bounds(), f, f_p, f_q, notes)
         terms = [*method.generator_loss(r).values(), *method.student_loss(r).values()]
-        assert on_card(x, z_p, z_q, r.entropy, r.h_prime, *terms)
+        assert on_card(x, z_p, z_q, r.entropy, r.h_prime, *terms, *f_p, *f_q, *notes.values())
         assert all(on_card(a.range.low, a.range.high) for a in student.activations().values())
 
 
@@ -166,8 +175,12 @@ def test_a_device_that_is_not_there_is_refused(name, what, monkeypatch):
 @pytest.mark.parametrize("name", METHODS)
 def test_a_round_on_a_card_is_the_round_on_the_host(name, precision):
     """From the same seed the first round has the same images up to rounding, hence the same losses of P on them."""
-    host, card = tiny_game(make_method(name)), tiny_game(make_method(name), device="cuda", precision=precision)
+    host, card = (
+        tiny_game(make_method(name), student_lr=None, device=device, precision=kind)
+        for device, kind in (("cpu", "float32"), ("cuda", precision))
+    )
     a, b = host.round(), card.round()
-    assert float(b.terms["generator.bns"]) == pytest.approx(float(a.terms["generator.bns"]), rel=0.05)
+    term = "generator.activation" if name == "zaq" else "generator.bns"
+    assert float(b.terms[term]) == pytest.approx(float(a.terms[term]), rel=0.05)
     for record in card.play(OBSERVE):
         assert all(math.isfinite(float(term)) for term in record.terms.values())

@@ -58,7 +58,7 @@ def double(game: Game) -> Game:
     """The same game in float64; the teacher's batch norms are folded anew, so that they are of float64 accuracy too."""
     for module in (game.teacher, game.student, game.generator):
         module.double()
-    game.observed_teacher = WithStatistics(game.teacher)
+    game.observed_teacher = WithStatistics(game.teacher, game.observed_teacher.stages)
     return game
 
 

@@ -9,28 +9,30 @@ from adadfq_lab.methods.adasg import adasg
 from adadfq_lab.methods.arc import arc
 from adadfq_lab.methods.arc_ait import arc_ait
 from adadfq_lab.methods.gdfq import gdfq
+from adadfq_lab.methods.intraq import intraq
 from adadfq_lab.methods.method import Method, Rates, Round, Terms
 from adadfq_lab.methods.qimera import qimera
 from adadfq_lab.methods.real import real
+from adadfq_lab.methods.zaq import zaq
 
 METHODS: dict[str, Callable[..., Method]] = {
+    "zaq": zaq,
+    "intraq": intraq,
+    "arc_ait": arc_ait,
     "gdfq": gdfq,
     "arc": arc,
     "qimera": qimera,
-    "arc_ait": arc_ait,
     "adasg": adasg,
     "adadfq": adadfq,
 }
 """How to make each method, by name in lower case, in the order of the paper's Table 2; add your own with `register`."""
+REFERENCES: dict[str, Callable[..., Method]] = {"real": real}
+"""What methods are measured against, by name: runs like a method, but is none."""
 
 
 def _key(name: str) -> str:
     """The paper's ARC+AIT is arc_ait."""
     return name.lower().replace("+", "_")
-
-
-REFERENCES: dict[str, Callable[..., Method]] = {"real": real}
-"""What methods are measured against, by name: runs like a method, but is none."""
 
 
 def register(name: str, make: Callable[..., Method]) -> None:
@@ -61,8 +63,10 @@ __all__ = [
     "arc",
     "arc_ait",
     "gdfq",
+    "intraq",
     "make_method",
     "qimera",
     "real",
     "register",
+    "zaq",
 ]

@@ -15,6 +15,9 @@ from adadfq_lab.optimizers import SGD
 from adadfq_lab.student import Student
 from adadfq_lab.teachers import Teacher
 
+SETTLED = 10
+"""Rounds at the end of a bank's warm-up in which its images hardly change any more."""
+
 Terms = dict[str, Tensor]
 """Loss terms by name, 0-dim and already weighted; a player minimises their sum."""
 
@@ -37,6 +40,7 @@ class Round:
     fidelity: Fidelity
     teacher_features: tuple[Tensor, ...] = ()  # (N, C_l, H_l, W_l) after each stage; only for methods that ask for features
     student_features: tuple[Tensor, ...] = ()
+    notes: dict[str, Tensor] = field(default_factory=dict)  # what G knows about each image besides, see `Generator.notes`
 
     @cached_property
     def entropy(self) -> Tensor:
@@ -61,18 +65,31 @@ def noise_and_label(random: torch.Generator, n: int, latent: int, classes: int) 
 
 @dataclass(frozen=True)
 class Rates:
-    """The learning rates and weight decay a method asks for where the schedule names none."""
+    """The learning rates and weight decay a method asks for where the schedule names none.
+
+    adam_beta1: the momentum of G's Adam; as the fidelity has it for the paper's own method if not given
+    """
 
     generator_lr: float = 1e-3
     student_lr: float = 1e-4
     weight_decay: float = 1e-4
+    adam_beta1: float | None = None
 
 
 def nesterov(student: Student, weight_decay: float, fidelity: Fidelity) -> torch.optim.Optimizer:
     """SGD with Nesterov momentum 0.9 over every trainable parameter of Q; the game sets the learning rate in every round."""
+    return _sgd(student, weight_decay, nesterov=True)
+
+
+def plain_momentum(student: Student, weight_decay: float, fidelity: Fidelity) -> torch.optim.Optimizer:
+    """SGD with momentum 0.9 over every trainable parameter of Q; the game sets the learning rate in every round."""
+    return _sgd(student, weight_decay, nesterov=False)
+
+
+def _sgd(student: Student, weight_decay: float, *, nesterov: bool) -> torch.optim.Optimizer:
     parameters = [p for p in student.parameters() if p.requires_grad]
     fused = {"fused": True} if parameters[0].device.type in ("cpu", "cuda") else {}
-    return SGD(parameters, 1.0, momentum=0.9, weight_decay=weight_decay, nesterov=True, **fused)
+    return SGD(parameters, 1.0, momentum=0.9, weight_decay=weight_decay, nesterov=nesterov, **fused)
 
 
 @dataclass(frozen=True)
@@ -93,6 +110,7 @@ class Method:
     features:           whether the losses look at what P and Q compute after each stage
     generator_every:    G steps in every so many rounds, in the warm-up in all
     generator_stops:    G stops learning when the warm-up ends: the student trains on what there is then
+    warmup:             the rounds of warm-up that serve it on small images; advice, since the schedule decides
     """
 
     name: str
@@ -109,7 +127,18 @@ class Method:
     features: bool = False
     generator_every: int = 1
     generator_stops: bool = False
+    warmup: int = 200
 
     def steps_generator(self, index: int, warmup: int) -> bool:
         """Whether G learns in round `index`."""
         return index < warmup or (not self.generator_stops and index % self.generator_every == 0)
+
+    def observes(self, index: int, warmup: int, observe: int) -> bool:
+        """Whether Q's ranges follow the batch of round `index`: in the first `observe` rounds.
+
+        Where images are finished once and for all in the warm-up, rounds count from its end, and its last few are added, so
+        that Q has ranges when it ends.
+        """
+        if not self.generator_stops:
+            return index < observe
+        return warmup - SETTLED <= index < warmup + observe

@@ -1,0 +1,103 @@
+"""What a network computes on its way to the logits: the features after each stage, and how their channels relate.
+
+A stage ends where the features change their size: its place is the last ReLU before that, and the last of all. P and Q are
+traced alike, so a place has the same name in both: that of P's ReLU and of the quantiser that Q has there. The features come
+out of the same forward as the logits, as further outputs of the graph; there is no hook that could be left behind.
+"""
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx
+
+from adadfq_lab.errors import UserError
+from adadfq_lab.student import relu_sites, traced
+from adadfq_lab.teachers import Teacher
+
+Maps = tuple[Tensor, ...]
+"""Features after each stage, `(N, C_l, H_l, W_l)`."""
+
+
+def stages(teacher: Teacher) -> tuple[str, ...]:
+    """The places where the stages of `teacher` end, in the order of execution: three in ResNet-20, five in ResNet-18.
+
+    Raises UserError for a network without a ReLU on feature maps.
+    """
+    graph = traced(teacher.network)
+    names = tuple(node.name for node in relu_sites(graph))
+    like = next(teacher.parameters())
+    with torch.no_grad():
+        x = torch.zeros(1, *teacher.info.input_shape, device=like.device, dtype=like.dtype)
+        _, outputs = with_features(graph, names)(x)
+    sizes = [(name, out.shape[2:]) for name, out in zip(names, outputs, strict=True) if out.dim() == 4]
+    if not sizes:
+        raise UserError(f"{type(teacher.network).__name__} has no ReLU on feature maps, so there are no features to compare")
+    ends = [name for (name, size), (_, after) in pairwise(sizes) if size != after]
+    return (*ends, sizes[-1][0])
+
+
+def with_features(module: fx.GraphModule, places: tuple[str, ...]) -> fx.GraphModule:
+    """A graph over the same submodules, hence the same weights and ranges, that returns `(logits, features at places)`."""
+    graph = fx.Graph()
+    copied: dict[fx.Node, fx.Node] = {}
+    logits = graph.graph_copy(module.graph, copied)
+    found = {str(node.target if node.op == "call_module" else node.name): new for node, new in copied.items()}
+    found |= {node.name: new for node, new in copied.items()}
+    graph.output((logits, tuple(found.get(f"activations.{place}") or found[place] for place in places)))
+    return fx.GraphModule(module, graph)
+
+
+def unit(x: Tensor, dim: int) -> Tensor:
+    """`x` over its Euclidean length along `dim`; where that is 0, so is the result, and the gradient passes as it is.
+
+    At three bits whole channels round to 0, and a small eps in the place of their length would multiply their gradient by its
+    inverse: one such step destroys Q.
+    """
+    length = torch.linalg.vector_norm(x, dim=dim, keepdim=True)
+    return x / torch.where(length > 0, length, 1)
+
+
+def relation_map(features: Tensor) -> Tensor:
+    """The channel relation map of each sample: `(N, C, H, W)` to cosines `(N, C, C)` between channels. A dead channel has 0."""
+    channels = unit(features.flatten(2), dim=2)
+    return channels @ channels.transpose(1, 2)
+
+
+def relation_gap(f_p: Maps, f_q: Maps) -> Tensor:
+    """sum_l E|R_l(P) - R_l(Q)|, the mean over samples and pairs of channels; a scalar. ZAQ's paper, stages weighted alike."""
+    return torch.stack([F.l1_loss(relation_map(q), relation_map(p)) for p, q in zip(f_p, f_q, strict=True)]).sum()
+
+
+def attend(features: Tensor) -> tuple[Tensor, Tensor]:
+    """What two attentions without parameters make of `(N, C, H, W)`: over places and over channels, both `(N, C, HW)`.
+
+    With X the features of unit length at each place: X + 0.1 X softmax(X^T X)^T, and X + 0.1 softmax(max - X X^T) X.
+    """
+    x = unit(features.flatten(2), dim=1)
+    places = torch.softmax(x.transpose(1, 2) @ x, dim=2)
+    likeness = x @ x.transpose(1, 2)
+    channels = torch.softmax(likeness.amax(dim=2, keepdim=True) - likeness, dim=2)
+    return x + 0.1 * x @ places.transpose(1, 2), x + 0.1 * channels @ x
+
+
+def attention_gap(f_p: Maps, f_q: Maps) -> Tensor:
+    """The mean |difference| of P's and Q's `attend`, summed over both attentions and the stages; ZAQ's code. (HW)^2 memory."""
+    pairs = [pair for p, q in zip(f_p, f_q, strict=True) for pair in zip(attend(p), attend(q), strict=True)]
+    return torch.stack([F.l1_loss(q, p) for p, q in pairs]).sum()
+
+
+def pooled_features(teacher: Teacher) -> tuple[Callable[[Tensor], Tensor], int]:
+    """From images to the mean over places of the last stage's features `(N, D)`, by which most networks classify; and D."""
+    last = stages(teacher)[-1:]
+    network = with_features(traced(teacher.network), last)
+
+    def features(x: Tensor) -> Tensor:
+        maps: Tensor = network(x)[1][0]
+        return maps.mean((2, 3))
+
+    like = next(teacher.parameters())
+    with torch.no_grad():
+        width = features(torch.zeros(1, *teacher.info.input_shape, device=like.device, dtype=like.dtype)).shape[1]
+    return features, width
