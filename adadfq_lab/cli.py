@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from adadfq_lab.distributed import launched
+from adadfq_lab.engines import EngineName, Resources, make_engine
 from adadfq_lab.errors import UserError
 from adadfq_lab.runs import RunConfig
 from adadfq_lab.student import Student
@@ -240,6 +241,8 @@ def table(
     fidelity: Literal["", "corrected", "paper", "released"] = "",
     teacher: str = "",
     workers: int = 1,
+    engine: EngineName = "local",
+    resources: Resources = Resources(),  # noqa: B008 (frozen)
     folder: Path = RUNS / "table",
     results: Path | None = None,
     csv: bool = False,
@@ -261,6 +264,8 @@ def table(
         fidelity: Whose losses and ranges; corrected if not given. `adadfq fidelity` says what it changes.
         teacher: A shipped teacher's name or a teacher file; the one shipped for the data set if not given.
         workers: Runs at a time.
+        engine: Where to play: in processes of this machine, in this process, by submitit on this machine, or on Slurm.
+        resources: What each run gets on Slurm.
         folder: Where the runs are.
         results: A results file; what was played is added to it, or what it holds is shown.
         csv: Print every run as a line of CSV in place of the table.
@@ -271,6 +276,7 @@ def table(
     from adadfq_lab.methods import METHODS
 
     if play:
+        player = make_engine(engine, workers, folder, resources)
         width, which = budget or "short", methods or tuple(METHODS)
         configs = tables.configurations(
             which,
@@ -281,7 +287,7 @@ def table(
             teacher=teacher,
             fidelity=fidelity or "corrected",
         )
-        rows = [tables.row(run, width) for run in play_grid(configs, folder, workers=workers)]
+        rows = [tables.row(run, width) for run in play_grid(configs, folder, engine=player)]
         if results:
             tables.write_rows(results, rows)
     else:
@@ -299,6 +305,40 @@ def table(
 
         write_table_figure(rows, figure)
     _say([dataclasses.asdict(row) for row in rows], tables.as_csv(rows) if csv else tables.markdown(rows), json)
+
+
+def grid(
+    action: tyro.conf.Positional[Literal["play", "status"]],
+    folder: tyro.conf.Positional[Path],
+    config: RunConfig,
+    vary: tuple[str, ...] = (),
+    workers: int = 1,
+    engine: EngineName = "local",
+    resources: Resources = Resources(),  # noqa: B008 (frozen)
+    json: Json = False,
+) -> None:
+    """Play every combination of some options, here or on a cluster, or see how far such a grid is.
+
+    adadfq grid play runs/bands --vary lower=0,0.1,0.2 upper=0.6,0.8 seed=0,1 --rounds 1000 --workers 2. Asked for again, with
+    the same or more values, it plays only what is missing; status may be asked at any time, from any machine that sees FOLDER.
+
+    Args:
+        action: play what is missing, then show the results; or show the status: done, running, failed, stopped, waiting.
+        folder: Where the runs are.
+        vary: NAME=VALUE,VALUE,... for any option of a run (method, bits, lower, upper, seed, batch, ...).
+        workers: Runs at a time.
+        engine: Where to play: in processes of this machine, in this process, by submitit on this machine, or on Slurm.
+        resources: What each run gets on Slurm.
+    """
+    from adadfq_lab.grids import play_grid
+    from adadfq_lab.sweeps import as_json, combinations, status, status_text
+
+    if action == "play":
+        play_grid(combinations(config, vary), folder, engine=make_engine(engine, workers, folder, resources))
+    rows = status(folder)
+    _say(as_json(rows), status_text(rows), json)
+    if action == "status" and any(row.state == "failed" for row in rows):
+        sys.exit(1)
 
 
 def evidence(
@@ -389,7 +429,8 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "train-teacher": tyro.conf.configure(tyro.conf.OmitArgPrefixes)(train_teacher),
     "export": export,
     "verify": verify,
-    "table": table,
+    "table": tyro.conf.configure(tyro.conf.OmitArgPrefixes)(table),
+    "grid": tyro.conf.configure(tyro.conf.OmitArgPrefixes)(grid),
     "evidence": evidence,
     "methods": methods,
     "fidelity": fidelity,

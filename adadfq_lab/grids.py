@@ -3,29 +3,37 @@
 A grid is a list of configurations. Each gets the folder `root/<method>-<bits>-s<seed>-<hash>`, where the hash is of the
 configuration: the same configuration is the same folder, so a grid that was interrupted, or asked for again with more in it,
 plays only what is missing. `play_one(folder)` is the unit of work, and starts, continues or does nothing; `play_grid` hands
-folders to processes on this machine, and a cluster's scheduler can do the same with `python -m adadfq_lab.grids FOLDER`.
+folders to an engine (see `adadfq_lab.engines`), and any other scheduler can do the same with
+`python -m adadfq_lab.grids FOLDER`.
 
-    wanted.json    the configuration, before anything has run
-    log.txt        what the run printed; the rest is as `adadfq_lab.runs` says
+    wanted.json      the configuration, before anything has run
+    sessions.jsonl   a line for each time somebody began to play here: where, from which round
+    log.txt          what the run printed
+    failed.txt       why it ended without a result
+    .worker          locked while somebody plays here; the rest is as `adadfq_lab.runs` says
 """
 
+import fcntl
 import hashlib
 import json
-import subprocess
+import os
+import socket
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Literal
 
 from tqdm import tqdm
 
+from adadfq_lab.engines import Engine, Local, Task
 from adadfq_lab.errors import UserError
 from adadfq_lab.files import write_atomically
-from adadfq_lab.runs import RunConfig, read_config, run
+from adadfq_lab.runs import RunConfig, last_checkpoint, read_config, run
 
-State = Literal["done", "failed", "begun", "waiting"]
+State = Literal["done", "running", "failed", "stopped", "waiting"]
 ATTEMPTS = 3
 """How often a run is started whose process was killed; one that ends in an error of its own is not tried again."""
 
@@ -58,13 +66,18 @@ def prepare(configs: Sequence[RunConfig], root: Path) -> list[Path]:
     return folders
 
 
+# What became of a run
+
+
 def state(folder: Path) -> State:
-    """Whether the run in `folder` is done, has failed, has begun (and may be running), or waits."""
+    """Whether the run in `folder` is done, is being played, has failed, was stopped on the way, or waits."""
     if (folder / "result.json").exists():
         return "done"
+    if busy(folder):
+        return "running"
     if (folder / "failed.txt").exists():
         return "failed"
-    return "begun" if (folder / "config.json").exists() else "waiting"
+    return "stopped" if (folder / "config.json").exists() else "waiting"
 
 
 def rounds_done(folder: Path) -> int:
@@ -80,57 +93,129 @@ def rounds_done(folder: Path) -> int:
     return int(json.loads(whole[-1])["round"]) + 1 if whole else 0
 
 
-def play_one(folder: Path, *, quiet: bool = False) -> None:
-    """Starts the run that `folder` waits for, continues it, or does nothing if it is done. Raises UserError as `run` does."""
-    if state(folder) == "done":
-        return
-    (folder / "failed.txt").unlink(missing_ok=True)
-    resume = any(folder.glob("round_*.ckpt"))
-    if not resume:
-        (folder / "config.json").unlink(missing_ok=True)  # killed before its first checkpoint: nothing to continue
-    run(read_config(folder / "wanted.json"), folder, resume=resume, quiet=quiet, report=False)
+def busy(folder: Path) -> bool:
+    """Whether somebody plays in `folder`, on this machine or on another that shares it."""
+    try:
+        with (folder / ".worker").open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
 
 
-@dataclass
-class _Worker:
-    folder: Path
-    attempt: int = 1
+@contextmanager
+def _claimed(folder: Path) -> Iterator[bool]:
+    """Whether the run in `folder` is ours to play for as long as this lasts; the lock ends with the process that holds it."""
+    with (folder / ".worker").open("ab") as lock:
+        for _ in range(10):  # `busy` may hold it for a moment
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                time.sleep(0.05)
+            else:
+                yield True
+                return
+        yield False
 
-    def __post_init__(self) -> None:
-        with (self.folder / "log.txt").open("a") as log:
-            command = [sys.executable, "-m", "adadfq_lab.grids", str(self.folder)]
-            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+# One run
+
+
+def play_one(folder: Path, *, quiet: bool = False) -> bool:
+    """Starts the run that `folder` waits for, continues it, or does nothing where it is done or somebody else plays it.
+
+    Returns whether it is done. Raises UserError as `run` does; whatever is raised is noted in failed.txt.
+    """
+    with _claimed(folder) as ours:
+        if not ours or (folder / "result.json").exists():
+            return (folder / "result.json").exists()
+        (folder / "failed.txt").unlink(missing_ok=True)
+        resume = any(folder.glob("round_*.ckpt"))
+        if not resume:
+            (folder / "config.json").unlink(missing_ok=True)  # killed before its first checkpoint: nothing to continue
+        begun = int(last_checkpoint(folder).stem.removeprefix("round_")) if resume else 0
+        session = {"host": socket.gethostname(), "pid": os.getpid(), "slurm": _slurm_job(), "round": begun, "time": time.time()}
+        with (folder / "sessions.jsonl").open("a") as sessions:
+            sessions.write(json.dumps(session) + "\n")
+        try:
+            run(read_config(folder / "wanted.json"), folder, resume=resume, quiet=quiet, report=False)
+        except Exception as error:
+            reason = str(error) if isinstance(error, UserError) else "".join(traceback.format_exception_only(error)).strip()
+            write_atomically(folder / "failed.txt", f"{reason}\n".encode())
+            raise
+        return True
+
+
+def _slurm_job() -> str:
+    array, task = (os.environ.get(f"SLURM_ARRAY_{name}_ID") for name in ("JOB", "TASK"))
+    return f"{array}_{task}" if array else os.environ.get("SLURM_JOB_ID", "")
+
+
+def work(folder: Path) -> bool:
+    """`play_one`, printing to log.txt in the folder."""
+    with (folder / "log.txt").open("a") as log, redirect_stdout(log), redirect_stderr(log):
+        try:
+            return play_one(folder)
+        except UserError as error:
+            print(f"adadfq: {error}", file=log)
+            raise
+        except Exception:
+            traceback.print_exc(file=log)
+            raise
+
+
+# All of them
 
 
 def play_grid(
-    configs: Sequence[RunConfig], root: Path, *, workers: int = 1, quiet: bool = False, poll_seconds: float = 0.5
+    configs: Sequence[RunConfig],
+    root: Path,
+    *,
+    engine: Engine | None = None,
+    workers: int = 1,
+    quiet: bool = False,
+    poll_seconds: float | None = None,
 ) -> list[Path]:
-    """Plays every configuration that is not done yet, `workers` at a time, and returns all folders.
+    """Plays every configuration that is not done yet and returns all folders.
 
-    A worker that is killed is started again, from its last checkpoint. Ctrl-C reaches the workers too: each saves its run,
+    engine: where; by default up to `workers` processes of this machine at a time
+
+    A run that is killed is started again, from its last checkpoint, up to ATTEMPTS times in all. A run that somebody else is
+    playing is waited for, and taken over if its player dies. On Ctrl-C the engine's tasks are stopped or left, as it sees fit,
     then the KeyboardInterrupt goes on. Raises UserError, when all else is done, if a run failed.
     """
     if workers < 1:
         raise UserError(f"workers must be at least 1, not {workers}")
+    engine = engine or Local(workers)
     folders = prepare(configs, root)
     rounds = {folder: config.rounds for folder, config in zip(folders, configs, strict=True)}
     waiting = [folder for folder in rounds if state(folder) != "done"]
-    total = sum(rounds.values())
-    running: list[_Worker] = []
-    with tqdm(total=total, unit="round", file=sys.stderr, disable=quiet, smoothing=0.01, mininterval=1) as progress:
+    attempts = dict.fromkeys(waiting, 0)
+    running: list[Task] = []
+    with tqdm(
+        total=sum(rounds.values()), unit="round", file=sys.stderr, disable=quiet, smoothing=0.01, mininterval=1
+    ) as progress:
         progress.n = progress.initial = sum(_played(folder, rounds) for folder in rounds)
         try:
             while waiting or running:
-                while waiting and len(running) < workers:
-                    running.append(_Worker(waiting.pop(0)))
-                time.sleep(poll_seconds)
-                running = [again for worker in running if (again := _look_after(worker))]
+                waiting = [folder for folder in waiting if state(folder) != "done"]
+                free = [folder for folder in waiting if not busy(folder)][: engine.capacity - len(running)]
+                if free:
+                    waiting = [folder for folder in waiting if folder not in free]
+                    running += engine.submit(free)
+                time.sleep(engine.poll_seconds if poll_seconds is None else poll_seconds)
+                over = engine.ended(running)
+                running = [task for task in running if task not in over]
+                waiting += [task.folder for task in over if _again(task.folder, attempts)]
                 progress.update(sum(_played(folder, rounds) for folder in rounds) - progress.n)
-                names = ", ".join(worker.folder.name.rsplit("-", 1)[0] for worker in running)
+                names = ", ".join(task.folder.name for task in running[:3])
                 progress.set_postfix_str(f"{len(waiting)} waiting; now {names}" if names else "", refresh=False)
-        except BaseException:
-            for worker in running:
-                worker.process.wait()
+        except BaseException as error:
+            said = engine.stop(running)
+            if isinstance(error, KeyboardInterrupt) and not quiet:
+                print(f"\nadadfq: {said}", file=sys.stderr)
             raise
     failed = [folder for folder in folders if state(folder) != "done"]
     if failed:
@@ -142,18 +227,20 @@ def _played(folder: Path, rounds: dict[Path, int]) -> int:
     return rounds[folder] if state(folder) == "done" else min(rounds_done(folder), rounds[folder])
 
 
-def _look_after(worker: _Worker) -> _Worker | None:
-    """The worker that goes on in this one's place: itself, a second attempt, or nobody."""
-    code = worker.process.poll()
-    if code is None:
-        return worker
-    if state(worker.folder) == "done":
-        return None
-    if code < 0 and worker.attempt < ATTEMPTS:
-        return _Worker(worker.folder, worker.attempt + 1)
-    last = (worker.folder / "log.txt").read_text(errors="replace").strip().splitlines()[-1:]
-    write_atomically(worker.folder / "failed.txt", f"exit status {code}: {''.join(last)}\n".encode())
-    return None
+def _again(folder: Path, attempts: dict[Path, int]) -> bool:
+    """Whether the run in `folder`, whose task ended, is to be tried again."""
+    now = state(folder)
+    if now == "running":
+        return True  # by somebody else, who came first
+    if now in ("done", "failed"):
+        return False
+    attempts[folder] += 1
+    if attempts[folder] < ATTEMPTS:
+        return True
+    path = folder / "log.txt"
+    last = path.read_text(errors="replace").strip().splitlines()[-1:] if path.exists() else []
+    write_atomically(folder / "failed.txt", f"killed {ATTEMPTS} times; its last line: {''.join(last)}\n".encode())
+    return False
 
 
 def main(arguments: list[str] | None = None) -> None:

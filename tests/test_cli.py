@@ -226,7 +226,7 @@ def mistake(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
         ("train --lower 0.5 --upper 0.5", "0 <= lower < upper <= 1, not 0.5 and 0.5"),
         ("train --lower 0.9", "0 <= lower < upper <= 1, not 0.9 and 0.8"),
         ("train --upper nan", "0 <= lower < upper <= 1, not 0.1 and nan"),
-        ("train --method genie", "no method is called 'genie'; choose from gdfq, arc, qimera, arc_ait, adasg, adadfq"),
+        ("train --method genie", "no method is called 'genie'; choose from zaq, intraq, arc_ait, gdfq, arc, qimera, adasg, adadfq"),
         ("train --teacher nobody", "no teacher 'nobody'; shipped are fashion_mnist_resnet20, cifar10_resnet20"),
         ("train --data mnist", "no data set is called 'mnist'; choose from fashion_mnist, cifar10, cifar100"),
         ("train --data cifar100", "of 10 classes; cifar100 has (2, 8, 8) of 100"),

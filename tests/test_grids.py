@@ -4,6 +4,8 @@ import dataclasses
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -11,11 +13,13 @@ from pathlib import Path
 import pytest
 from tiny_games import images_for, saved_teacher
 
+from adadfq_lab.engines import Resources, Task, make_engine
 from adadfq_lab.errors import UserError
 from adadfq_lab.files import load_tensors
 from adadfq_lab.game import Schedule
-from adadfq_lab.grids import config_hash, folder_name, play_grid, play_one, prepare, rounds_done, state
+from adadfq_lab.grids import busy, config_hash, folder_name, play_grid, play_one, prepare, rounds_done, state
 from adadfq_lab.runs import RunConfig, run
+from adadfq_lab.sweeps import combinations, counts, status
 
 
 @pytest.fixture
@@ -107,9 +111,128 @@ def test_a_folder_that_began_without_a_checkpoint_starts_over(config, tmp_path):
     """Killed between its configuration and its first checkpoint, a run has nothing to continue and nothing to lose."""
     (folder,) = prepare([config], tmp_path / "grid")
     (folder / "config.json").write_text("{")
-    assert state(folder) == "begun"
+    assert state(folder) == "stopped"
     play_one(folder, quiet=True)
     assert state(folder) == "done"
+
+
+def test_a_run_is_played_by_one_at_a_time(config, tmp_path):
+    """While somebody holds a folder its state is "running" and play_one leaves it alone; afterwards it plays, once."""
+    (folder,) = prepare([config], tmp_path / "grid")
+    assert state(folder) == "waiting"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout.readline() == "held\n"
+    assert busy(folder) and state(folder) == "running" and play_one(folder, quiet=True) is False
+    holder.kill()
+    holder.communicate()
+    assert not busy(folder) and play_one(folder, quiet=True) and play_one(folder, quiet=True)
+    (session,) = [json.loads(line) for line in (folder / "sessions.jsonl").read_text().splitlines()]
+    assert session["pid"] == os.getpid() and session["round"] == 0
+
+
+HOLD = """
+import fcntl, sys
+lock = open(sys.argv[1] + "/.worker", "ab")
+fcntl.flock(lock, fcntl.LOCK_EX)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("name", ["inprocess", "submitit"])
+def test_engines_play_the_same_runs(config, tmp_path, name):
+    """Whatever plays them, a run that fails does not stop the others, and each is what it is when played alone."""
+    if name == "submitit":
+        pytest.importorskip("submitit")
+    lost = dataclasses.replace(config, teacher=str(tmp_path / "nobody.safetensors"))
+    engine = make_engine(name, 2, tmp_path / "grid")
+    with pytest.raises(UserError, match="1 of 3 runs failed"):
+        play_grid(
+            [lost, config, dataclasses.replace(config, seed=1)], tmp_path / "grid", engine=engine, quiet=True, poll_seconds=0.05
+        )
+    failed, fine = (tmp_path / "grid" / folder_name(c) for c in (lost, config))
+    assert "nobody" in (failed / "failed.txt").read_text() and "nobody" in (failed / "log.txt").read_text()
+    run(config, tmp_path / "alone", quiet=True, report=False)
+    assert weights(fine) == weights(tmp_path / "alone") and state(tmp_path / "grid" / failed) == "failed"
+
+
+def test_a_run_that_is_killed_again_and_again_is_given_up(config, tmp_path):
+    """After three deaths without a result the run counts as failed, with the number and its last line."""
+    (folder,) = prepare([config], tmp_path / "grid")
+    (folder / "log.txt").write_text("loading\nout of memory soon\n")
+
+    class Deadly:
+        capacity, poll_seconds = 1, 0.0
+
+        def __init__(self) -> None:
+            self.given = 0
+
+        def submit(self, folders):
+            self.given += len(folders)
+            return [Task(folder, None) for folder in folders]
+
+        def ended(self, tasks):
+            return list(tasks)
+
+        def stop(self, tasks):
+            return ""
+
+    engine = Deadly()
+    with pytest.raises(UserError, match="1 of 1 runs failed"):
+        play_grid([config], tmp_path / "grid", engine=engine, quiet=True)
+    assert engine.given == 3 and (folder / "failed.txt").read_text() == "killed 3 times; its last line: out of memory soon\n"
+
+
+def test_an_engine_says_what_it_lacks(tmp_path, monkeypatch):
+    """No worker, or no Slurm, is a line that says what to do."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="there is no Slurm here"):
+        make_engine("slurm", 1, tmp_path)
+    with pytest.raises(UserError, match="workers must be at least 1"):
+        make_engine("local", 0, tmp_path)
+    with pytest.raises(UserError, match="write it as name=value"):
+        Resources(options=("account",)).named()
+    assert Resources(options=("account=vision", "qos=a=b")).named() == {"account": "vision", "qos": "a=b"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["local", "submitit"])
+def test_a_grid_of_36_survives_two_killed_workers(config, tmp_path, name):
+    """lambda_l x lambda_u, 6 x 6, two at a time, two SIGKILLs in the middle: complete, nothing twice, nothing lost.
+
+    Each run was begun once, the two killed ones once more, from a checkpoint; every log holds every round once; and the killed
+    ones' weights are those of runs that nobody killed.
+    """
+    config = dataclasses.replace(config, rounds=24)
+    values = "lower=0,0.05,0.1,0.15,0.2,0.25", "upper=0.5,0.6,0.7,0.8,0.9,1"
+    configs, root = combinations(config, values), tmp_path / "grid"
+    assert len(configs) == 36
+    killed: dict[Path, int] = {}
+
+    def kill() -> None:
+        while len(killed) < 2:
+            for folder in root.glob("*-s0-*"):
+                sessions = folder / "sessions.jsonl"
+                if folder not in killed and 6 <= rounds_done(folder) < 20 and len(killed) < 2 and sessions.exists():
+                    killed[folder] = rounds_done(folder)
+                    os.kill(json.loads(sessions.read_text().splitlines()[-1])["pid"], signal.SIGKILL)
+            time.sleep(0.005)
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    folders = play_grid(configs, root, engine=make_engine(name, 2, root), quiet=True, poll_seconds=0.05)
+    rows = status(root)
+    assert counts(rows) == {"done": 36, "running": 0, "failed": 0, "stopped": 0, "waiting": 0} and len(set(folders)) == 36
+    assert len(killed) == 2 and {row.folder: row.starts for row in rows} == {f: 1 + (f in killed) for f in folders}
+    for folder in folders:
+        assert [json.loads(line)["round"] for line in (folder / "records.jsonl").read_text().splitlines()] == list(range(24))
+    for folder in killed:
+        again = json.loads((folder / "sessions.jsonl").read_text().splitlines()[-1])["round"]
+        assert 2 <= again <= killed[folder] + 2
+        run(configs[folders.index(folder)], tmp_path / f"alone-{folder.name}", quiet=True, report=False)
+        assert weights(folder) == weights(tmp_path / f"alone-{folder.name}")
 
 
 def test_rounds_done_reads_whole_lines_only(tmp_path):

@@ -294,7 +294,9 @@ def test_a_method_is_made_again_from_its_name_and_settings(name, generator):
 
 def test_unknown_methods_and_settings_are_refused():
     """In one line that lists what there is, or names what is too much."""
-    with pytest.raises(UserError, match="no method is called 'genie'; choose from zaq, intraq, arc_ait, gdfq, arc, qimera, adasg, adadfq"):
+    with pytest.raises(
+        UserError, match="no method is called 'genie'; choose from zaq, intraq, arc_ait, gdfq, arc, qimera, adasg, adadfq"
+    ):
         make_method("genie")
     with pytest.raises(UserError, match=r"gdfq does not take these settings: .*lower") as caught:
         make_method("gdfq", lower=0.1)
