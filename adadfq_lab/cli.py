@@ -368,10 +368,10 @@ def evidence(
 
 
 def methods(json: Json = False) -> None:
-    """List the methods and the idea of each; last, the references they are measured against."""
-    from adadfq_lab.methods import METHODS, REFERENCES
+    """List the methods and the idea of each; last, what goes beyond the paper and what methods are measured against."""
+    from adadfq_lab.methods import every_method
 
-    rows = {name: (sys.modules[make.__module__].__doc__ or "").split("\n")[0] for name, make in (METHODS | REFERENCES).items()}
+    rows = {name: (sys.modules[make.__module__].__doc__ or "").split("\n")[0] for name, make in every_method().items()}
     _say(rows, "\n".join(f"{name:10} {idea.split(': ', 1)[-1]}" for name, idea in rows.items()), json)
 
 

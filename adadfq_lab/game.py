@@ -34,6 +34,7 @@ from adadfq_lab.fidelity import fidelity as preset
 from adadfq_lab.generators import Generator
 from adadfq_lab.methods import Method, Rates, Round
 from adadfq_lab.optimizers import Adam, backward
+from adadfq_lab.ranges import fit_ranges
 from adadfq_lab.statistics import WithStatistics
 from adadfq_lab.student import Student
 from adadfq_lab.teachers import Teacher
@@ -267,6 +268,8 @@ class Game:
             if probe:
                 gains[1] = self._disagreement(x_new, z_p_new) - after_g
         self.index += 1
+        if self.method.ranges == "fitted" and self.index == s.warmup:
+            self._fit_ranges()
         terms = {f"generator.{k}": v.detach() for k, v in terms_g.items()}
         terms |= {f"student.{k}": v.detach() for k, v in terms_q.items()}
         agreement = (r.teacher_logits.detach().argmax(1) == r.student_logits.detach().argmax(1)).float().mean()
@@ -279,6 +282,18 @@ class Game:
         z = z.to(next(self.generator.parameters()).dtype)
         y = y.to(z.dtype) if y.is_floating_point() else y
         return z.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
+
+    def _fit_ranges(self, batches: int = 8) -> None:
+        """Cuts Q's ranges to fit images of G as it is now; the draws are its own, so the game's go on as they would have."""
+        random = torch.Generator().manual_seed(self.seed)
+
+        def images() -> Iterator[Tensor]:
+            for _ in range(batches):
+                z, y = self.method.sample(random, self.schedule.batch, self.generator.latent, self.classes)
+                z = z.to(self.device, next(self.generator.parameters()).dtype)
+                yield self._without_trace(z, y.to(self.device))
+
+        fit_ranges(self.student, images())
 
     def _look(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Q's logits and, where the method asks for them, its features."""

@@ -23,7 +23,7 @@ from adadfq_lab.data import stub_path
 from adadfq_lab.errors import UserError
 from adadfq_lab.files import write_atomically
 from adadfq_lab.game import Schedule
-from adadfq_lab.methods import METHODS, REFERENCES, make_method
+from adadfq_lab.methods import every_method, make_method
 from adadfq_lab.runs import RunConfig, read_config
 
 
@@ -137,8 +137,8 @@ def configurations(
     if budget not in BUDGETS:
         raise UserError(f"no budget is called {budget!r}; choose from {', '.join(BUDGETS)}")
     for method in methods:
-        if method not in METHODS | REFERENCES:
-            raise UserError(f"no method is called {method!r}; choose from {', '.join(METHODS | REFERENCES)}")
+        if method not in every_method():
+            raise UserError(f"no method is called {method!r}; choose from {', '.join(every_method())}")
     if not teacher and dataset not in TEACHERS:
         raise UserError(f"no teacher is shipped for {dataset!r}; name one with --teacher, or choose from {', '.join(TEACHERS)}")
     found = []
@@ -255,7 +255,7 @@ def summaries(rows: Sequence[Row]) -> list[Summary]:
     cells: dict[tuple[str, ...], list[Row]] = {}
     for one in rows:
         cells.setdefault(one.key[:-1], []).append(one)
-    order = [*METHODS, *REFERENCES]
+    order = list(every_method())
     found = []
     for key in sorted(cells, key=lambda k: (*k[:-1], order.index(k[-1]) if k[-1] in order else len(order), k[-1])):
         runs, (dataset, teacher_name, budget, fidelity, bits, method) = cells[key], key

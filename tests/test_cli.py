@@ -16,7 +16,7 @@ from adadfq_lab import cli
 from adadfq_lab.data import load_data
 from adadfq_lab.evaluation import accuracy
 from adadfq_lab.fidelity import CHOICES
-from adadfq_lab.methods import METHODS, REFERENCES, Round, Terms, adadfq
+from adadfq_lab.methods import METHODS, Round, Terms, adadfq, every_method
 from adadfq_lab.runs import read_records
 from adadfq_lab.teachers import load_teacher
 
@@ -130,7 +130,7 @@ def test_bench_prints_what_machines_read(here, stubs):
 def test_methods_and_fidelity_list_what_there_is(here):
     """Each method with its idea, each choice with its three answers."""
     out, _ = say("methods", "--json")
-    assert last_line(out).keys() == (METHODS | REFERENCES).keys()
+    assert last_line(out).keys() == every_method().keys()
     assert "generate samples on which teacher and student disagree just enough" in out
     out, _ = say("fidelity", "--json")
     assert last_line(out).keys() == {choice.name for choice in CHOICES}
@@ -226,7 +226,10 @@ def mistake(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
         ("train --lower 0.5 --upper 0.5", "0 <= lower < upper <= 1, not 0.5 and 0.5"),
         ("train --lower 0.9", "0 <= lower < upper <= 1, not 0.9 and 0.8"),
         ("train --upper nan", "0 <= lower < upper <= 1, not 0.1 and nan"),
-        ("train --method genie", "no method is called 'genie'; choose from zaq, intraq, arc_ait, gdfq, arc, qimera, adasg, adadfq"),
+        (
+            "train --method genie",
+            "no method is called 'genie'; choose from zaq, intraq, arc_ait, gdfq, arc, qimera, adasg, adadfq",
+        ),
         ("train --teacher nobody", "no teacher 'nobody'; shipped are fashion_mnist_resnet20, cifar10_resnet20"),
         ("train --data mnist", "no data set is called 'mnist'; choose from fashion_mnist, cifar10, cifar100"),
         ("train --data cifar100", "of 10 classes; cifar100 has (2, 8, 8) of 100"),

@@ -1,10 +1,12 @@
 """Data-free quantization methods, each a small record of functions over the equations and the players."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 from adadfq_lab.errors import UserError
 from adadfq_lab.methods.adadfq import adadfq
+from adadfq_lab.methods.adadfq_plus import adadfq_plus
 from adadfq_lab.methods.adasg import adasg
 from adadfq_lab.methods.arc import arc
 from adadfq_lab.methods.arc_ait import arc_ait
@@ -26,13 +28,20 @@ METHODS: dict[str, Callable[..., Method]] = {
     "adadfq": adadfq,
 }
 """How to make each method, by name in lower case, in the order of the paper's Table 2; add your own with `register`."""
+BEYOND: dict[str, Callable[..., Method]] = {"adadfq+": adadfq_plus}
+"""What goes beyond the paper, on the same quantizer; in tables a row apart."""
 REFERENCES: dict[str, Callable[..., Method]] = {"real": real}
 """What methods are measured against, by name: runs like a method, but is none."""
 
 
+def every_method() -> dict[str, Callable[..., Method]]:
+    """METHODS, BEYOND and REFERENCES: what `make_method` knows."""
+    return METHODS | BEYOND | REFERENCES
+
+
 def _key(name: str) -> str:
     """The paper's ARC+AIT is arc_ait."""
-    return name.lower().replace("+", "_")
+    return re.sub(r"\+(?=\w)", "_", name.lower())
 
 
 def register(name: str, make: Callable[..., Method]) -> None:
@@ -42,7 +51,7 @@ def register(name: str, make: Callable[..., Method]) -> None:
 
 def make_method(name: str, **settings: Any) -> Method:
     """The method called `name`, with `settings` in place of its defaults; raises UserError for an unknown name or setting."""
-    known = METHODS | REFERENCES
+    known = every_method()
     if _key(name) not in known:
         raise UserError(f"no method is called {name!r}; choose from {', '.join(known)}")
     try:
@@ -52,6 +61,7 @@ def make_method(name: str, **settings: Any) -> Method:
 
 
 __all__ = [
+    "BEYOND",
     "METHODS",
     "REFERENCES",
     "Method",
@@ -59,9 +69,11 @@ __all__ = [
     "Round",
     "Terms",
     "adadfq",
+    "adadfq_plus",
     "adasg",
     "arc",
     "arc_ait",
+    "every_method",
     "gdfq",
     "intraq",
     "make_method",

@@ -110,6 +110,8 @@ class Method:
     features:           whether the losses look at what P and Q compute after each stage
     generator_every:    G steps in every so many rounds, in the warm-up in all
     generator_stops:    G stops learning when the warm-up ends: the student trains on what there is then
+    ranges:             "observed": Q's ranges are those of the first batches; "fitted": when the warm-up ends, each is cut
+                        to where rounding costs least on G's images, and stays; without a warm-up it is "observed" too
     warmup:             the rounds of warm-up that serve it on small images; advice, since the schedule decides
     """
 
@@ -127,6 +129,7 @@ class Method:
     features: bool = False
     generator_every: int = 1
     generator_stops: bool = False
+    ranges: Literal["observed", "fitted"] = "observed"
     warmup: int = 200
 
     def steps_generator(self, index: int, warmup: int) -> bool:
@@ -139,6 +142,8 @@ class Method:
         Where images are finished once and for all in the warm-up, rounds count from its end, and its last few are added, so
         that Q has ranges when it ends.
         """
+        if self.ranges == "fitted" and warmup:
+            return index < warmup
         if not self.generator_stops:
             return index < observe
         return warmup - SETTLED <= index < warmup + observe
