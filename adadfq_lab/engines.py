@@ -191,7 +191,7 @@ class Slurm:
         try:
             jobs = self.executor.map_array(Play(), [str(folder) for folder in folders])
         except Exception as error:  # whatever submitit makes of sbatch's refusal
-            raise UserError(f"Slurm took no job: {' '.join(str(error).split())[-300:]}") from None
+            raise UserError(f"Slurm took no job: {(str(error).strip().splitlines() or [type(error).__name__])[-1]}") from None
         return [Task(folder, job.job_id) for folder, job in zip(folders, jobs, strict=True)]
 
     def ended(self, tasks: Sequence[Task]) -> list[Task]:
