@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from adadfq_lab.allocator import keep_freed_memory
+from adadfq_lab.devices import to_device
 from adadfq_lab.equations import Bounds, disagreement_entropy
 from adadfq_lab.errors import UserError
 from adadfq_lab.fidelity import Fidelity
@@ -264,7 +265,7 @@ class Game:
     def _draw(self) -> tuple[Tensor, Tensor]:
         z, y = self.method.sample(self.random, self.schedule.batch, self.generator.latent, self.classes)
         z = z.to(next(self.generator.parameters()).dtype)
-        return z.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
+        return to_device(z, self.device), to_device(y, self.device)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
