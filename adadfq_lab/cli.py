@@ -143,6 +143,40 @@ def train(
     _say(result.as_json(), f"{result.table()}\nreport: {folder / 'report.html'}", json)
 
 
+def watch(
+    run: tyro.conf.Positional[Path],
+    once: bool = False,
+    every: float = 2.0,
+    html: Path | None = None,
+    tensorboard: Path | None = None,
+    json: Json = False,
+) -> None:
+    """Watch a run from outside, from its log alone: progress, pace, time left, H', agreement, accuracy.
+
+    Args:
+        run: The run's folder; it may lie on a disk that is shared with the machine that plays.
+        once: Look once; so does --json.
+        every: Seconds between two looks.
+        html: Also write a web page that loads itself again.
+        tensorboard: Instead, copy the log to this folder of TensorBoard's as it grows.
+    """
+    from adadfq_lab import watch as views
+
+    if tensorboard:
+        views.to_tensorboard(run, tensorboard)
+    elif once or json:
+        watched = views.Watch(run)
+        status = watched.look()
+        if html:
+            views.write_page(html, status.frame(watched.title), every)
+        _say(status.as_json(), status.frame(watched.title), json)
+    else:
+        try:
+            views.watch(run, every=every, page=html)
+        except KeyboardInterrupt:  # ends the watching, not the run
+            sys.exit(130)
+
+
 def evaluate(run_or_teacher: tyro.conf.Positional[str], data: str = "", stub: bool = False, json: Json = False) -> None:
     """Measure the top-1 accuracy of a run's student, or of a teacher, with its 95 % interval.
 
@@ -425,6 +459,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "demo": demo,
     "train": tyro.conf.configure(tyro.conf.OmitArgPrefixes)(train),
     "recipes": recipes,
+    "watch": watch,
     "evaluate": evaluate,
     "train-teacher": tyro.conf.configure(tyro.conf.OmitArgPrefixes)(train_teacher),
     "export": export,

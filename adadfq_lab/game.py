@@ -26,6 +26,7 @@ from torch import Tensor
 
 from adadfq_lab import distributed
 from adadfq_lab.allocator import keep_freed_memory
+from adadfq_lab.devices import to_device
 from adadfq_lab.equations import Bounds, disagreement_entropy
 from adadfq_lab.errors import UserError
 from adadfq_lab.features import stages, with_features
@@ -281,7 +282,7 @@ class Game:
         z, y = self.generator.turn(self.index, z, y)
         z = z.to(next(self.generator.parameters()).dtype)
         y = y.to(z.dtype) if y.is_floating_point() else y
-        return z.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
+        return to_device(z, self.device), to_device(y, self.device)
 
     def _fit_ranges(self, batches: int = 8) -> None:
         """Cuts Q's ranges to fit images of G as it is now; the draws are its own, so the game's go on as they would have."""
@@ -290,8 +291,8 @@ class Game:
         def images() -> Iterator[Tensor]:
             for _ in range(batches):
                 z, y = self.method.sample(random, self.schedule.batch, self.generator.latent, self.classes)
-                z = z.to(self.device, next(self.generator.parameters()).dtype)
-                yield self._without_trace(z, y.to(self.device))
+                z = z.to(next(self.generator.parameters()).dtype)
+                yield self._without_trace(to_device(z, self.device), to_device(y, self.device))
 
         fit_ranges(self.student, images())
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -9,16 +10,21 @@ from tiny_games import BATCH, CLASSES, OBSERVE, SHAPE, state, tiny_game, tiny_te
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
+from adadfq_lab.data import ImageSet
 from adadfq_lab.equations import Bounds
 from adadfq_lab.errors import UserError
+from adadfq_lab.evaluation import accuracy
 from adadfq_lab.features import stages, with_features
 from adadfq_lab.fidelity import FIDELITY
-from adadfq_lab.generators import conditional_generator
+from adadfq_lab.game import Game, Schedule
+from adadfq_lab.generators import Generator, conditional_generator
+from adadfq_lab.layers import QuantLayer
 from adadfq_lab.methods import METHODS, Round, adadfq, make_method
 from adadfq_lab.runs import observe_noise, pick_device
 from adadfq_lab.statistics import WithStatistics
 from adadfq_lab.student import quantize
-from adadfq_lab.teachers import normalize
+from adadfq_lab.teachers import Teacher, TeacherInfo, normalize
+from adadfq_lab.zoo import build_network
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -32,6 +38,42 @@ def test_a_round_never_waits_for_the_device_and_leaves_nothing_on_the_host(name)
     stay = {"index", "random"} | {n for n in state(game) if n.endswith(".step")}
     assert {tensor.device.type for n, tensor in state(game).items() if n not in stay} == {"meta"}
     assert game.generate(torch.arange(CLASSES)).device.type == "meta"
+
+
+LARGE = ["resnet18", pytest.param("resnet50", marks=pytest.mark.slow), pytest.param("mobilenet_v2", marks=pytest.mark.slow)]
+
+
+@pytest.fixture(scope="module", params=LARGE)
+def large_teacher(request):
+    """One of torchvision's networks, untrained, for ImageNet's thousand classes at 224 x 224; on no device at all."""
+    with torch.device("meta"):
+        network = build_network(request.param, 1000)
+    classes = tuple(f"class {i}" for i in range(1000))
+    info = TeacherInfo(request.param, request.param, "imagenet", classes, (3, 224, 224), (0.5,) * 3, (0.25,) * 3, sha256="0")
+    return Teacher(network, info).to("meta")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_round_at_the_size_of_imagenet_never_waits_for_the_device(name, large_teacher):
+    """Every method on ResNet-18, ResNet-50 and MobileNetV2 at 224 x 224: both phases of a published schedule, on `meta`."""
+    method = make_method(name)
+    with torch.device("meta"):  # 41 million parameters of G need no memory either
+        student = quantize(large_teacher, "4w4a")
+    build = method.build_generator
+
+    def on_meta(*of: Any) -> Generator:
+        with torch.device("meta"):
+            return build(*of)
+
+    method = dataclasses.replace(method, build_generator=on_meta)
+    game = Game(large_teacher, student, method, schedule=Schedule(batch=2, warmup=1, observe=1), device="meta", gains_every=1)
+    for record in game.play(2):
+        tensors = [record.entropy, record.h_prime, record.agreement, record.gain_g, *record.terms.values()]
+        assert {tensor.device.type for tensor in tensors} == {"meta"}
+    assert game.generate(torch.arange(2)).shape == (2, 3, 224, 224)
+    kinds = {"resnet18": (21, 17), "resnet50": (54, 49), "mobilenet_v2": (53, 35)}[large_teacher.info.network]
+    layers = sum(isinstance(module, QuantLayer) for module in student.modules())
+    assert (layers, len(student.activations())) == kinds
 
 
 def item(r: Round) -> Tensor:
@@ -133,6 +175,27 @@ def test_the_card_that_does_not_exist_refuses_tensors_of_the_host():
     generator = card.take_module(conditional_generator(CLASSES, SHAPE))
     with card.mode, pytest.raises(RuntimeError, match="device"):
         generator(torch.ones(BATCH, generator.latent), torch.arange(BATCH))
+
+
+def test_measuring_an_accuracy_stays_on_the_card(monkeypatch):
+    """Images are sent there in large batches through page-locked memory, and counted there; one number a batch comes back."""
+    card, sizes, pinned = Card(), [], []
+    teacher = card.take_module(tiny_teacher())
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: (pinned.append(len(self)), self)[1])
+    monkeypatch.setattr(torch.Tensor, "item", lambda self: 7 if on_card(self) else pytest.fail("counted on the host"))
+    images, labels = torch.zeros(1500, *SHAPE, dtype=torch.uint8), torch.zeros(1500, dtype=torch.long)
+    images, labels = card.mode.from_tensor(images), card.mode.from_tensor(labels)  # on the host
+    data = ImageSet("tiny", "test", images, labels, teacher.info.classes, "zeros")
+    with card.mode:
+
+        def normalize(x: Tensor) -> Tensor:
+            assert on_card(x)
+            sizes.append(len(x))
+            return teacher.normalize(x)
+
+        assert accuracy(teacher, data, normalize).images == 1500
+    assert sizes == [1000, 500]
+    assert pinned == [1000, 1000, 500, 500]
 
 
 # Choosing one

@@ -195,3 +195,47 @@ def test_imagenet_is_neither_trained_on_nor_shipped(tree):
         load_data("imagenet", "train")
     with pytest.raises(UserError, match=r"is shipped; leave out --stub"):
         load_data(str(tree), stub=True)
+
+
+@pytest.mark.slow
+def test_a_run_at_the_size_of_imagenet_goes_through(tmp_path, capsys):
+    """ResNet-18 at 224 x 224 with ImageNet's generator and schedule in short, from a folder of images to the report.
+
+    Its classes are twenty, so that measuring takes seconds; the teacher is untrained, so that its accuracy says nothing.
+    """
+    import dataclasses
+    import time
+
+    from adadfq_lab.estimates import estimate
+    from adadfq_lab.recipes import recipe, shortened
+    from adadfq_lab.runs import run
+    from adadfq_lab.teachers import Teacher, TeacherInfo, save_teacher
+    from adadfq_lab.zoo import build_network
+
+    torch.manual_seed(0)
+    classes = tuple(f"n{i:08d}" for i in range(20))
+    for i, name in enumerate(classes):
+        (tmp_path / "val" / name).mkdir(parents=True)
+        Image.new("RGB", (300, 260), (12 * i, 90, 255 - 12 * i)).save(tmp_path / "val" / name / "a.jpg")
+    network = build_network("resnet18", len(classes))
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 1.0
+    with torch.no_grad():
+        network.train()(torch.randn(8, 3, 224, 224))
+    info = TeacherInfo("resnet18", "resnet18", "val", classes, (3, 224, 224), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    save_teacher(Teacher(network, info), tmp_path / "teacher.safetensors")
+    config = shortened(recipe("imagenet-resnet18-4w4a").config(), 8)
+    config = dataclasses.replace(
+        config, teacher=str(tmp_path / "teacher.safetensors"), data=str(tmp_path / "val"), device="cpu", save_every=4
+    )
+    assert config.schedule.batch == 16 and config.schedule.warmup == 1
+    found = estimate(config, seconds=1)
+    started = time.perf_counter()
+    result = run(config, tmp_path / "run", quiet=True)
+    seconds = time.perf_counter() - started
+    assert (result.rounds, result.student.images) == (8, 20)
+    assert (tmp_path / "run" / "report.html").exists()
+    with capsys.disabled():
+        print(f"\n{seconds:.0f} s for 8 rounds of 16 images on ResNet-18 at 224 x 224 (estimated: {found.seconds:.0f} s), ")
+        print(f"{found.play_round:.1f} s a round, {found.peak_mb:.0f} MB")
