@@ -40,7 +40,7 @@ def sessions(folder: Path) -> list[dict[str, Any]]:
 
 def test_the_lambda_grid_on_slurm(tmp_path):
     """Nine runs as a job array, two at a time. One task is preempted and queued again by submitit, under its own number; one is
-    killed and handed in again by the engine. The grid ends complete: nothing twice, nothing lost, and asked again it does nothing.
+    killed and handed in again by the engine. The grid ends complete: nothing twice, nothing lost; asked again it does nothing.
     """
     pytest.importorskip("submitit")
     root, teacher = tmp_path / "grid", tmp_path / "teacher.safetensors"
