@@ -149,8 +149,10 @@ def prepare(batch: int, *modules: nn.Module) -> None:
     if batch % processes():
         raise UserError(f"{batch} images cannot be dealt evenly to {processes()} processes; choose another --batch")
     for child in (child for module in modules for child in module.modules()):
-        if type(child) in _SPREAD_NORMS:
-            child.__class__ = _SPREAD_NORMS[type(child)]  # the same parameters under the same names
+        for kind, spread_kind in _SPREAD_NORMS.items():
+            if isinstance(child, kind) and not isinstance(child, spread_kind):  # the same parameters under the same names
+                own = type(child)
+                child.__class__ = spread_kind if own is kind else type(own.__name__, (own, spread_kind), {})
 
 
 def shard(whole: Tensor) -> Tensor:
@@ -258,7 +260,8 @@ def _normalized(norm: nn.BatchNorm1d | nn.BatchNorm2d, x: Tensor) -> Tensor:
     normal: Tensor
     normal, mean, var = _Normalize.apply(wide, norm.eps)
     shape = (1, -1) + (1,) * (x.dim() - 2)
-    if norm.running_mean is not None and norm.running_var is not None and norm.num_batches_tracked is not None:
+    tracks = norm.track_running_stats  # false where somebody only looks
+    if tracks and norm.running_mean is not None and norm.running_var is not None and norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
         weight = 1 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
         n = parts() * x.numel() // x.shape[1]
