@@ -340,3 +340,25 @@ def as_csv(rows: Sequence[Row]) -> str:
     writer.writeheader()
     writer.writerows(dataclasses.asdict(one) for one in rows)
     return text.getvalue()
+
+
+BEGIN, END = "<!-- table -->", "<!-- /table -->"
+
+
+def readme_part(rows: Sequence[Row]) -> str:
+    """What the README shows: the short budget on CIFAR-10 at three bits, with our losses and ranges and with the released."""
+    shown = [one for one in rows if (one.dataset, one.budget, one.bits) == ("cifar10", "short", "3w3a")]
+    return f"{BEGIN}\n{markdown(shown)}\n{END}"
+
+
+def main(root: Path = Path(__file__).parents[1]) -> None:
+    """`python -m adadfq_lab.tables`: writes the shipped results into the README, between the marks."""
+    path = root / "README.md"
+    text = path.read_text(encoding="utf-8")
+    before, rest = text.split(BEGIN)
+    part = readme_part(read_rows(shipped_results()))
+    write_atomically(path, f"{before}{part}{rest.split(END)[1]}".encode())
+
+
+if __name__ == "__main__":
+    main()

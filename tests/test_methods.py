@@ -352,6 +352,7 @@ def test_a_game_with_real_images_leaves_nothing_to_g(tmp_path, monkeypatch):
     """No warm-up, no generator term, and the student moves."""
     np.savez(tmp_path / "cifar10_train.npz", x=np.zeros((20, 2, 8, 8), np.uint8), y=np.tile(np.arange(5), 4))
     monkeypatch.setenv("ADADFQ_DATA", str(tmp_path))
-    game = tiny_game(real(), warmup=0)
-    records = list(game.play(3))
+    records = list(tiny_game(real(), warmup=0).play(3))
     assert all(set(record.terms) == {"student.entropy"} for record in records)
+    records = list(tiny_game(real(), warmup=2).play(4))  # a warm-up does nothing
+    assert [set(record.terms) for record in records] == [{"generator.none"}] * 2 + [{"student.entropy"}] * 2

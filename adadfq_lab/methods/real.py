@@ -48,7 +48,7 @@ class RealImages(Generator):
         columns = left[:, None] + torch.where(u[:, 3:] < 0.5, columns, width - 1 - columns)
         rows = top[:, None] + torch.arange(height)
         picked = F.pad(images, [SHIFT] * 4)[torch.arange(len(y))[:, None, None], :, rows[:, :, None], columns[:, None]]
-        return self.normalize(picked.permute(0, 3, 1, 2))
+        return self.normalize(picked.permute(0, 3, 1, 2)) + 0 * self.unused  # so that a warm-up, if asked for, does nothing
 
 
 def build(teacher: Teacher, fidelity: Fidelity) -> Generator:
@@ -61,4 +61,4 @@ def nothing(r: Round) -> Terms:
 
 def real() -> Method:
     """Q trained as in AdaDFQ, on the teacher's training images."""
-    return Method("Real", nothing, adadfq().student_loss, build_generator=build, generator_stops=True)
+    return Method("Real", nothing, adadfq().student_loss, build_generator=build, generator_stops=True, warmup=0)
