@@ -88,6 +88,8 @@ _MODULES: dict[str, str] = {
     "adadfq": "methods",
     "make_method": "methods",
     "register": "methods",
+    "ideas": "comparison",
+    "compare_methods": "comparison",
     "Fidelity": "fidelity",
     "CHOICES": "fidelity",
     "Game": "game",
@@ -116,12 +118,14 @@ _MODULES: dict[str, str] = {
     "sample_gallery": "widgets",
     "replay": "widgets",
     "error_bound_explorer": "widgets",
+    "method_explorer": "widgets",
     "grid_map": "figures_game",
     "bars": "figures_game",
+    "table_figure": "figures_tables",
 }
 """Public name: the module of this package that defines it."""
 
-_WHOLE = ("check", "fidelity", "figures", "style")
+_WHOLE = ("check", "fidelity", "figures", "style", "tables")
 """Modules that are public as such: `lab.check.p_ds(...)`, `lab.figures.staircase(...)`."""
 
 __all__ = [*_MODULES, *_WHOLE]

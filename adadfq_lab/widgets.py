@@ -6,6 +6,7 @@
     sample_gallery()         generated images by class, round and bits
     replay("adadfq_3w3a")    a recorded run, played back
     error_bound_explorer()   Eq. (17), with everything it leaves open as a slider
+    method_explorer(...)     what each method's losses pull at, on one batch
 
 Each returns a `Control`; `control.inputs["bits"].value = 4` is what dragging does. They work with ipywidgets 7.7 and 8, need no
 JavaScript of their own and can all be reached by keyboard.
@@ -21,13 +22,14 @@ import numpy as np
 import torch
 
 from adadfq_lab import live_views, svg
+from adadfq_lab.comparison import Comparison, Look, Player, ideas
 from adadfq_lab.equations import Bounds, adaptability, disagreement_entropy, hinge, normalized_entropy, p_ds
 from adadfq_lab.errors import UserError
 from adadfq_lab.history import Column, History
 from adadfq_lab.live import LiveRun
 from adadfq_lab.quantizer import codes, dequantize, qparams, quant_range
 from adadfq_lab.recordings import Population, Recording, load_population, load_recording
-from adadfq_lab.style import BLUE, BOUND_COLOUR, BOUND_DASH, GREEN, GREY, INSIDE, PLAYER, PLAYER_DASH
+from adadfq_lab.style import BLUE, BOUND_COLOUR, BOUND_DASH, GREEN, GREY, INSIDE, OKABE_ITO, PLAYER, PLAYER_DASH
 from adadfq_lab.svg import Bars, Line, Panel, Rule, chart
 from adadfq_lab.theory import decompose_bound
 
@@ -372,3 +374,47 @@ def error_bound_explorer() -> Control:
         return chart([panel], alt=words, width=560, height=300) + f'<p role="status" aria-live="polite">{words}</p>'
 
     return _control("The bound of Eq. (17)", inputs, draw)
+
+
+# 7. Methods side by side
+
+
+def method_explorer(comparisons: Mapping[str, Comparison]) -> Control:
+    """What pulls at an image of G and at the logits of Q, by method; comparisons of the same methods by what was varied."""
+    told = ideas()
+    first = next(iter(comparisons.values()))
+    inputs = {"method": _toggle("method", [(look.name, key) for key, look in first.looks.items()], next(iter(first.looks)))}
+    if len(comparisons) > 1:
+        inputs["case"] = _toggle("losses", list(comparisons), next(iter(comparisons)))
+
+    def draw() -> str:
+        key, case = inputs["method"].value, inputs["case"].value if "case" in inputs else next(iter(comparisons))
+        look = comparisons[case][key]
+        words = " ".join(_pulls(look, player) for player in ("generator", "student"))
+        panels = [_pull_panel(look, "generator", "an image of G"), _pull_panel(look, "student", "a logit of Q")]
+        idea = f"<p><strong>{escape(look.name)}</strong>: {escape(told.get(key, ''))}</p>"
+        return (
+            idea
+            + chart(panels, alt=f"{look.name}, {case}. {words}")
+            + f'<p role="status" aria-live="polite">{escape(words)}</p>'
+        )
+
+    return _control("Methods side by side, on one batch", inputs, draw)
+
+
+def _pull_panel(look: Look, player: Player, at: str) -> Panel:
+    shares = look.shares(player)
+    edges, hatches = np.arange(len(shares) + 1), ("", "/", "\\")
+    bars = [
+        Bars(name, edges, share * np.eye(len(shares))[i], OKABE_ITO[i % len(OKABE_ITO)], hatches[i % 3])
+        for i, (name, share) in enumerate(shares.items())
+    ]
+    return Panel(
+        f"What pulls at {at}", "the terms, in the order of the legend", "share of all pulls [%]", bars=bars, y_range=(0, 105)
+    )
+
+
+def _pulls(look: Look, player: Player) -> str:
+    terms, shares = getattr(look, player), look.shares(player)
+    parts = [f"{name} {term.value:.3g}, {shares[name]:.1f} % of the pull" for name, term in terms.items()]
+    return f"The {player} minimises {'; '.join(parts)}."

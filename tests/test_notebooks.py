@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from adadfq_lab import check, course
+from adadfq_lab.methods import METHODS
 
 SOLUTIONS = [course.FOLDER / "solutions" / f"{path.stem}.py" for path in course.masters()]
 STUDENTS = [course.FOLDER / f"{path.stem}.py" for path in course.masters()]
@@ -17,7 +18,7 @@ STUDENTS = [course.FOLDER / f"{path.stem}.py" for path in course.masters()]
 
 @pytest.fixture
 def notebook_like(monkeypatch, tmp_path):
-    """Fast mode, an empty folder to run in, a session of its own, torch as it was, and no network."""
+    """Fast mode, an empty folder to run in, a session of its own, torch and the methods as they were, and no network."""
 
     def refuse(*_):
         raise OSError("the course must not need a network")
@@ -29,7 +30,10 @@ def notebook_like(monkeypatch, tmp_path):
     monkeypatch.setattr(check, "_session", {})
     monkeypatch.setattr(socket.socket, "connect", refuse)
     threads, grad = torch.get_num_threads(), torch.is_grad_enabled()
+    methods = dict(METHODS)
     yield tmp_path
+    METHODS.clear()
+    METHODS.update(methods)
     torch.set_num_threads(threads)
     torch.set_grad_enabled(grad)
 

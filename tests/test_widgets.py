@@ -2,12 +2,15 @@
 
 import re
 import time
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import torch
 from games_for_tests import tiny_game
 
+import adadfq_lab as lab
 from adadfq_lab import live, widgets
 from adadfq_lab.equations import Bounds
 from adadfq_lab.errors import UserError
@@ -39,6 +42,18 @@ def percent(text, word):
     return int(match[1])
 
 
+def explorer_of_methods():
+    """Two methods on one small batch, with L_BNS summed and averaged."""
+    game = tiny_game()
+    labels = torch.arange(8) % game.classes
+    batch = game.teacher, game.student, game.generate(labels), labels
+    truth = lab.fidelity.fidelity("corrected")
+    cases = {"summed": truth, "averaged": replace(truth, bns_reduction="mean")}
+    return widgets.method_explorer(
+        {name: lab.compare_methods(*batch, methods=["gdfq", "adadfq"], fidelity=how) for name, how in cases.items()}
+    )
+
+
 ALL = {
     "bounds_explorer": widgets.bounds_explorer,
     "logit_playground": widgets.logit_playground,
@@ -46,6 +61,7 @@ ALL = {
     "sample_gallery": widgets.sample_gallery,
     "replay": widgets.replay,
     "error_bound_explorer": widgets.error_bound_explorer,
+    "method_explorer": explorer_of_methods,
 }
 
 
@@ -166,3 +182,16 @@ def test_the_bound_is_eq_17():
     control = widgets.error_bound_explorer()
     n = 1e4
     assert f"estimation {8 / n**0.6 + 8 / n**0.8:.3f}, approximation 0.150" in control.output.value
+
+
+def test_methods_are_toggled():
+    """Another method shows its own terms; other averaging moves L_BNS's share and no label term; shares are of one whole."""
+    control = explorer_of_methods()
+    assert control.inputs["method"].description and "label" in control.output.value and "band" not in control.output.value
+    summed = [float(share) for share in re.findall(r"([\d.]+) % of the pull", control.output.value)]
+    control.inputs["case"].value = "averaged"
+    averaged = [float(share) for share in re.findall(r"([\d.]+) % of the pull", control.output.value)]
+    assert averaged != summed
+    control.inputs["method"].value = "adadfq"
+    assert "band" in control.output.value and "just enough" in control.output.value
+    assert len(charts(control)) == 1

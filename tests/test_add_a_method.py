@@ -1,0 +1,90 @@
+"""docs/add_a_method.md runs as printed: the method, the commands, the comparison, and its runs in a table."""
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import adadfq_lab as lab
+from adadfq_lab import tables
+from adadfq_lab.methods import METHODS, Method
+from adadfq_lab.tables import Budget
+
+PAGE = (Path(__file__).parents[1] / "docs" / "add_a_method.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+
+
+@pytest.fixture
+def methods_as_they_were():
+    before = dict(METHODS)
+    yield
+    METHODS.clear()
+    METHODS.update(before)
+
+
+@pytest.fixture
+def page(methods_as_they_were, tmp_path, monkeypatch) -> dict[str, Any]:
+    """What the method and the comparison of the page define, run in a folder of their own, imported and not as a program."""
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"__name__": "border"}
+    for block in BLOCKS[:2]:
+        exec(compile(block, "add_a_method.md", "exec"), names)
+    return names
+
+
+def test_the_method_is_short():
+    """What a method takes is under forty lines, empty ones and the program's included."""
+    assert len(BLOCKS[0].splitlines()) < 40
+
+
+def test_the_page_runs_and_the_method_is_what_it_says(page):
+    """Its margin is the mean of the largest logit less the second, by hand; it asks P and the labels, and Q learns from P."""
+    assert set(page["record"].terms) == {"generator.label", "generator.bns", "generator.margin", "student.kd"}
+    look = page["sides"]["border"]
+    with torch.no_grad():
+        z_p = page["P"](page["game"].generate(page["labels"]))
+    gaps = [row.max() - sorted(row.tolist())[-2] for row in z_p]
+    assert look.generator["margin"].value == pytest.approx(0.1 * float(sum(gaps)) / len(gaps), rel=1e-4)
+    assert look.generator_sees == {"labels", "P's logits", "P's batch norms"}
+    assert look.student_sees == {"P's logits", "Q's logits"}
+    assert lab.make_method("border", weight=0.3).settings == {"weight": 0.3, "T": 20.0}
+
+
+def test_every_argument_and_command_named_exists():
+    """The table's arguments are fields of Method, the round's are there, and the commands are adadfq's."""
+    from adadfq_lab.cli import COMMANDS
+
+    named = set(re.findall(r"`(\w+)=", PAGE.partition("| argument")[2].partition("\n## ")[0]))
+    assert named and named <= {field.name for field in fields(Method)}
+    assert set(re.findall(r"`r\.(\w+)`", PAGE)) <= set(dir(lab.Round)) | {field.name for field in fields(lab.Round)}
+    assert set(re.findall(r"python border.py ([a-z-]+)", PAGE)) == {"methods", "train"} <= set(COMMANDS)
+
+
+@pytest.mark.slow
+def test_the_program_lists_and_trains_its_method(tmp_path):
+    """border.py is adadfq with one method more, as a program of its own."""
+    (tmp_path / "border.py").write_text(BLOCKS[0])
+    here = os.environ | {"PYTHONPATH": str(Path(lab.__file__).parents[1])}
+    for command in re.findall(r"^python (border.py .*)$", PAGE, re.MULTILINE):
+        words = command.replace("--rounds 600", "--rounds 4 --schedule.warmup 2").split()
+        ran = subprocess.run([sys.executable, *words], cwd=tmp_path, env=here, capture_output=True, text=True, check=False)
+        assert ran.returncode == 0, ran.stderr
+        if "methods" in words:
+            assert "border     generate images between two classes" in ran.stdout
+    assert (tmp_path / "runs" / "border" / "result.json").exists()
+
+
+@pytest.mark.slow
+def test_its_runs_make_a_table(page, monkeypatch, capsys):
+    """The last block, with a budget of two updates: a row for each method, two seeds in each."""
+    monkeypatch.setitem(tables.BUDGETS, "short", Budget(2, batch=4, warmup=1))
+    exec(compile(BLOCKS[2], "add_a_method.md", "exec"), page)
+    lines = [line.split("|") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    column = [cell.strip() for cell in lines[0]].index("seeds")
+    assert {line[1].strip(): line[column].strip() for line in lines[1:]} == {"gdfq": "2", "border": "2"}
