@@ -39,6 +39,7 @@ from adadfq_lab.fields import build
 from adadfq_lab.files import write_atomically
 from adadfq_lab.game import Game, Precision, Record, Schedule
 from adadfq_lab.interrupts import interrupts_wait
+from adadfq_lab.memory import offer, out_of_memory
 from adadfq_lab.methods import make_method
 from adadfq_lab.student import Student, quantize
 from adadfq_lab.student_files import save_student
@@ -226,7 +227,12 @@ def run(
             game = _resumed(folder, game, from_round)
         else:
             _checkpoint(game, folder)
-        return _play(config, folder, game, data, on_record, quiet)
+        try:
+            return _play(config, folder, game, data, on_record, quiet)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            raise UserError(offer(config)) from error
 
 
 def check_fits(teacher: Teacher, data: ImageSet) -> None:
