@@ -95,6 +95,14 @@ _MODULES: dict[str, str] = {
     "Game": "game",
     "Schedule": "game",
     "UserError": "errors",
+    # whole runs
+    "RunConfig": "runs",
+    "build_game": "runs",
+    "run": "runs",
+    "read_records": "runs",
+    "estimate": "estimates",
+    "largest_that_fits": "estimates",
+    "Watch": "watch",
     # integers that run
     "integers": "integer_layers",
     "run_integer": "integer_run",
@@ -125,7 +133,7 @@ _MODULES: dict[str, str] = {
 }
 """Public name: the module of this package that defines it."""
 
-_WHOLE = ("check", "fidelity", "figures", "style", "tables")
+_WHOLE = ("check", "fidelity", "figures", "recipes", "report", "style", "tables")
 """Modules that are public as such: `lab.check.p_ds(...)`, `lab.figures.staircase(...)`."""
 
 __all__ = [*_MODULES, *_WHOLE]

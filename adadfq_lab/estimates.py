@@ -8,11 +8,8 @@ checkpoint and the players' gains. Nothing of it depends on what the weights are
 stood in for by an untrained network of its layers, and images that are not here by noise.
 """
 
-import contextlib
 import dataclasses
 import os
-import resource
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -25,10 +22,12 @@ import torch
 from PIL import Image
 from torch import nn
 
+from adadfq_lab.allocator import release_freed_memory
 from adadfq_lab.data import CLASSES, ImageSet, cache_folder, load_data
 from adadfq_lab.errors import UserError
 from adadfq_lab.evaluation import accuracy
 from adadfq_lab.game import Game
+from adadfq_lab.memory import forget_peak, out_of_memory, peak, smaller
 from adadfq_lab.runs import RecordLog, RunConfig, build_game, build_student, check_fits, observe_noise
 from adadfq_lab.teachers import Teacher, TeacherInfo, load_teacher
 from adadfq_lab.zoo import SHAPES, ZOO, build_network, imagenet_classes
@@ -109,7 +108,8 @@ def estimate(config: RunConfig, *, seconds: float = 10.0) -> Estimate:
 
     Raises UserError for a configuration that cannot be played, and torch.OutOfMemoryError where a GPU has too little memory.
     """
-    _forget_peak()
+    release_freed_memory()
+    forget_peak()
     began = time.perf_counter()
     teacher, stand_in = _teacher(config.teacher)
     data, total = _images(config, teacher)
@@ -160,7 +160,7 @@ def estimate(config: RunConfig, *, seconds: float = 10.0) -> Estimate:
         checkpoint=saving,
         checkpoints=checkpoints,
         report=3.0 + 2e-4 * config.rounds,
-        peak_mb=_peak(game.device),
+        peak_mb=peak(game.device),
         disk_mb=disk / 2**20,
         stand_in=stand_in,
     )
@@ -261,24 +261,30 @@ def _decoding() -> float:
         return _timed(lambda: [decode(path) for _ in range(5)]) / 5 / (os.cpu_count() or 1)
 
 
-# Memory
+def largest_that_fits(
+    config: RunConfig, *, limit_mb: float | None = None, seconds: float = 2.0
+) -> tuple[RunConfig, Estimate, tuple[str, ...]]:
+    """`config`, or the next smaller setting that this machine's memory takes, its estimate, and what was tried before.
 
+    limit_mb: count more than so many MB as too much, where the machine itself would go further
 
-def _forget_peak() -> None:
-    """Counts peaks from here on, where the system can: /proc/self/clear_refs takes a 5 for it."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def _peak(device: torch.device) -> float:
-    """The most memory held since `_forget_peak`, in MB of 2^20 bytes: a GPU's, or the process's."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return float(next(line.split()[1] for line in lines if line.startswith("VmHWM"))) / 1024
-    except (OSError, StopIteration):
-        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return most / (2**20 if sys.platform == "darwin" else 1024)
+    Raises UserError where nothing fits.
+    """
+    tried: tuple[str, ...] = ()
+    while True:
+        what, too_much = f"{config.schedule.batch} images a round in {config.precision}", "out of memory"
+        try:
+            found = estimate(config, seconds=seconds)
+            if limit_mb is None or found.peak_mb <= limit_mb:
+                return config, found, tried
+            too_much = f"{found.peak_mb:,.0f} MB"
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+        # Outside the except: its traceback would keep the tensors that were too many.
+        tried += (f"{what}: {too_much}",)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if (less := smaller(config)) is None:
+            raise UserError(f"not even the smallest setting fits ({'; '.join(tried)}); this takes a machine with more memory")
+        config = less

@@ -4,6 +4,8 @@ from adadfq_lab.exercises_foundations import FOUNDATIONS
 from adadfq_lab.exercises_game import GAME
 from adadfq_lab.exercises_integers import INTEGERS
 from adadfq_lab.exercises_methods import METHODS_COMPARED
+from adadfq_lab.exercises_training import TRAINING
 from adadfq_lab.grading import Exercise
 
-EXERCISES: dict[str, Exercise] = {exercise.name: exercise for exercise in (*FOUNDATIONS, *GAME, *METHODS_COMPARED, *INTEGERS)}
+_ALL = (*FOUNDATIONS, *GAME, *METHODS_COMPARED, *TRAINING, *INTEGERS)
+EXERCISES: dict[str, Exercise] = {exercise.name: exercise for exercise in _ALL}

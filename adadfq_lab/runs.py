@@ -41,6 +41,7 @@ from adadfq_lab.fields import build
 from adadfq_lab.files import write_atomically
 from adadfq_lab.game import Game, Precision, Record, Schedule
 from adadfq_lab.interrupts import interrupts_wait
+from adadfq_lab.memory import offer, out_of_memory
 from adadfq_lab.methods import make_method
 from adadfq_lab.student import Student, quantize
 from adadfq_lab.student_files import save_student
@@ -232,7 +233,12 @@ def run(
             _checkpoint(game, folder)
         if game.last_checkpoint:
             hand_out(game.last_checkpoint)
-        result = _play(config, folder, game, data, on_record, quiet)
+        try:
+            result = _play(config, folder, game, data, on_record, quiet)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            raise UserError(offer(config)) from error
         if report:
             from adadfq_lab.report import write_report  # plotly is slow to import and only needed here
 

@@ -11,8 +11,8 @@ from tiny_games import SCHEDULE, images_for, saved_teacher
 
 from adadfq_lab import cli, recipes
 from adadfq_lab.errors import UserError
-from adadfq_lab.estimates import Estimate, duration, estimate
-from adadfq_lab.methods import METHODS, adadfq
+from adadfq_lab.estimates import Estimate, duration, estimate, largest_that_fits
+from adadfq_lab.methods import METHODS, Method, Round, Terms, adadfq
 from adadfq_lab.recipes import TEACHERS, override, recipe, resolve, shortened
 from adadfq_lab.runs import RunConfig, build_game, read_config, read_records, run
 from adadfq_lab.teachers import load_teacher
@@ -266,6 +266,50 @@ def test_an_estimate_counts_what_a_run_does(here):
     size = sum(path.stat().st_size for path in (here / "run").iterdir()) / 2**20
     assert found.disk_mb == pytest.approx(size, rel=0.3)
     assert found.warmup_rounds == SCHEDULE.warmup
+
+
+def test_too_little_memory_is_answered_with_less(here, monkeypatch):
+    """Half the images a round until they fit, by the error that the allocator raises or by a limit; never below four."""
+    import adadfq_lab.estimates as estimates
+
+    config = RunConfig("t", rounds=5, schedule=dataclasses.replace(SCHEDULE, batch=32), device="cpu")
+    play, asked = estimates.build_game, []
+
+    def cramped(config: RunConfig, teacher: object) -> object:
+        asked.append(config.schedule.batch)
+        if asked[-1] > 8:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory: 7 bytes")
+        return play(config, teacher)
+
+    monkeypatch.setattr(estimates, "build_game", cramped)
+    fits, found, tried = largest_that_fits(config, seconds=0.1)
+    assert (asked, fits.schedule.batch, found.rounds) == ([32, 16, 8], 8, 5)
+    assert tried == ("32 images a round in float32: out of memory", "16 images a round in float32: out of memory")
+    assert fits == dataclasses.replace(config, schedule=fits.schedule)
+    with pytest.raises(UserError, match=r"not even the smallest setting fits .*4 images a round in float32: [0-9,]+ MB"):
+        largest_that_fits(config, limit_mb=1, seconds=0.1)
+    with pytest.raises(RuntimeError, match="ours"):
+        monkeypatch.setattr(estimates, "build_game", lambda *_: (_ for _ in ()).throw(RuntimeError("ours")))
+        largest_that_fits(config)
+
+
+def test_a_run_without_memory_offers_the_next_smaller_setting(here, monkeypatch):
+    """One line with the options to start again with; other errors of ours keep their traceback."""
+    config = RunConfig("t", rounds=5, schedule=SCHEDULE, device="cpu")
+
+    def failing(text: str) -> Method:
+        def student_loss(r: Round) -> Terms:
+            raise torch.OutOfMemoryError(text)
+
+        return dataclasses.replace(adadfq(), student_loss=student_loss)
+
+    monkeypatch.setitem(METHODS, "adadfq", lambda **_: failing("CUDA out of memory"))
+    with pytest.raises(UserError, match="too little memory for 4 images a round in float32; this takes a machine with more"):
+        run(config, here / "a", quiet=True)
+    larger = dataclasses.replace(config, schedule=dataclasses.replace(SCHEDULE, batch=16))
+    with pytest.raises(UserError, match="start again with --set batch=8 --set precision=float32") as caught:
+        run(larger, here / "b", quiet=True)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.slow

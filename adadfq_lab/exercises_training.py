@@ -1,0 +1,98 @@
+"""The graded exercises of notebook 09: what a schedule comes to, how long it takes, what its players hold in memory."""
+
+from collections.abc import Callable
+
+import torch
+
+from adadfq_lab.grading import Case, Exercise, Mistake
+
+MB = 2**20
+
+
+def counts(rounds: int, warmup: int, batch: int) -> tuple[int, int]:
+    """(images drawn, student updates)."""
+    return rounds * batch, rounds - warmup
+
+
+def total_seconds(rounds: int, warmup: int, warm_round: float, play_round: float, every: int, look: float) -> float:
+    """Of all rounds, and of a look at the test images after every `every`-th round past the warm-up."""
+    looks = rounds // every - warmup // every
+    return warmup * warm_round + (rounds - warmup) * play_round + looks * look
+
+
+def state_megabytes(generator: int, student: int) -> float:
+    """Weights, gradients and optimizer state in float32, in MB of 2^20 bytes: Adam keeps two numbers a weight, SGD one."""
+    return 4 * (4 * generator + 3 * student) / MB
+
+
+def _draw(g: torch.Generator) -> Callable[[int, int], int]:
+    return lambda low, high: int(torch.randint(low, high, (), generator=g))
+
+
+def _schedules(g: torch.Generator) -> list[Case]:
+    draw = _draw(g)
+    return [(80_000, 800, 16)] + [(draw(500, 9000), draw(10, 400), draw(4, 200)) for _ in range(2)]
+
+
+def _timings(g: torch.Generator) -> list[Case]:
+    draw = _draw(g)
+
+    def one() -> Case:
+        warm = draw(10, 80) / 1000
+        return draw(2000, 9000), draw(100, 900), warm, 1.4 * warm, draw(10, 90), draw(1, 30) / 2
+
+    return [one(), one()]
+
+
+def _players(g: torch.Generator) -> list[Case]:
+    draw = _draw(g)
+    return [(1_052_139, 272_474), (draw(10**5, 10**7), draw(10**5, 10**7))]
+
+
+TRAINING = (
+    Exercise(
+        "counts",
+        "09",
+        counts,
+        _schedules,
+        "G draws `batch` images in every round, the warm-up included; Q makes a step in every round after it.",
+        (
+            Mistake(lambda r, w, b: (r * b, r), "In the warm-up only G learns: Q makes no step there."),
+            Mistake(lambda r, w, b: ((r - w) * b, r - w), "G draws images in the warm-up too; that is what it learns on."),
+            Mistake(lambda r, w, b: (r * b, (r - w) * b), "A step of Q is one update, however many images it is made from."),
+        ),
+    ),
+    Exercise(
+        "total_seconds",
+        "09",
+        total_seconds,
+        _timings,
+        "Two phases, each at its own pace; then the looks: the multiples of `every` in warmup + 1, ..., rounds.",
+        (
+            Mistake(
+                lambda r, w, a, b, e, s: r * b + (r // e - w // e) * s,
+                "The warm-up has a pace of its own: Q does not step there.",
+            ),
+            Mistake(
+                lambda r, w, a, b, e, s: w * a + (r - w) * b + (r // e) * s,
+                "In the warm-up nothing is measured: take off the multiples of `every` up to `warmup`.",
+            ),
+            Mistake(lambda r, w, a, b, e, s: w * a + (r - w) * b, "The looks at the test images are missing."),
+        ),
+    ),
+    Exercise(
+        "state_megabytes",
+        "09",
+        state_megabytes,
+        _players,
+        "Four numbers a weight of G (weight, gradient, Adam's two), three of Q (SGD keeps one); 4 bytes each, 2^20 an MB.",
+        (
+            Mistake(lambda g, q: 4 * (g + q) / MB, "Those are the weights alone: gradients and optimizer state are missing."),
+            Mistake(
+                lambda g, q: 4 * (2 * g + 2 * q) / MB, "The optimizers' state is missing: Adam keeps two numbers, SGD one."
+            ),
+            Mistake(lambda g, q: 4 * (3 * g + 2 * q) / MB, "Every weight has a gradient beside it as well."),
+            Mistake(lambda g, q: (4 * g + 3 * q) / MB, "A float32 has four bytes."),
+        ),
+    ),
+)
