@@ -258,12 +258,14 @@ def _normalized(norm: nn.BatchNorm1d | nn.BatchNorm2d, x: Tensor) -> Tensor:
     normal: Tensor
     normal, mean, var = _Normalize.apply(wide, norm.eps)
     shape = (1, -1) + (1,) * (x.dim() - 2)
-    if norm.running_mean is not None and norm.running_var is not None and norm.num_batches_tracked is not None:
+    running = norm.running_mean, norm.running_var
+    if norm.track_running_stats and running[0] is not None and running[1] is not None:
+        assert norm.num_batches_tracked is not None
         norm.num_batches_tracked.add_(1)
         weight = 1 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
         n = parts() * x.numel() // x.shape[1]
-        norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), weight)
-        norm.running_var.lerp_((var * (n / (n - 1))).to(norm.running_var.dtype), weight)
+        running[0].lerp_(mean.to(running[0].dtype), weight)
+        running[1].lerp_((var * (n / (n - 1))).to(running[1].dtype), weight)
     if norm.affine:
         normal = torch.addcmul(norm.bias.view(shape), normal, norm.weight.view(shape))
     return normal.to(x.dtype)

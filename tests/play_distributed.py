@@ -23,7 +23,7 @@ BATCH, WARMUP, OBSERVE, ROUNDS = 16, 3, 5, 9
 
 def games(dtype: torch.dtype) -> dict[str, Game]:
     """A game of each method, and of AdaDFQ under each other fidelity."""
-    options: dict[str, Any] = {"batch": BATCH, "warmup": WARMUP, "observe": OBSERVE, "gains_every": 2}
+    options: dict[str, Any] = {"batch": BATCH, "warmup": WARMUP, "observe": OBSERVE, "gains_every": 2, "student_lr": None}
     made = {name: tiny_game(make_method(name), teacher=tiny_teacher(), **options) for name in METHODS}
     for fidelity in ("paper", "released"):
         made[f"adadfq {fidelity}"] = tiny_game(teacher=tiny_teacher(), fidelity=fidelity, **options)
