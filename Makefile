@@ -15,7 +15,7 @@ RECENT  := import sys; print(sys.version_info >= (3, 11))
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test slow test-browser test-floor gallery lab dashboard workshop lint format clean distclean
+.PHONY: help demo test slow test-browser test-slurm test-floor gallery lab dashboard workshop lint format clean distclean
 
 help:  ## list these targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ slow: $(VENV)/.dev  ## the tests that take minutes
 
 test-browser: $(VENV)/.browser chromium  ## the widgets in JupyterLab in headless Chromium; screenshots in build/screenshots
 	$(BIN)/python -m pytest -m browser $(ARGS)
+
+test-slurm: $(VENV)/.dev slurm  ## a grid on a real Slurm of one node, started on this machine and stopped again
+	$(BIN)/python -m pytest -m slurm $(ARGS)
 
 test-floor: $(FLOOR)/.floor  ## the solution notebooks on the oldest notebook stack supported, Colab's
 	$(FLOOR)/bin/python tests/execute_notebooks.py $(ARGS)
@@ -79,11 +82,11 @@ $(VENV)/.base: pyproject.toml constraints.txt | $(VENV)/pyvenv.cfg
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/pyvenv.cfg
-	$(INSTALL) -e ".[notebooks,export,dev]"
+	$(INSTALL) -e ".[notebooks,export,cluster,dev]"
 	@touch $(VENV)/.base $@
 
 $(VENV)/.browser: $(VENV)/.dev
-	$(INSTALL) -e ".[notebooks,export,dev,browser,dashboard]"
+	$(INSTALL) -e ".[notebooks,export,cluster,dev,browser,dashboard]"
 	@touch $@
 
 # Debian's Chromium, where there is none: playwright would download a browser of its own.
@@ -93,6 +96,18 @@ chromium:
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	  apt-get update -q && apt-get install -y -q --no-install-recommends chromium fonts-dejavu-core; \
 	else echo "no Chromium, and no right to install it: apt-get install chromium as root, or set CHROMIUM=/path/to/it"; exit 1; fi
+
+# Debian's Slurm, where there is none. Its daemons are not started: the tests start their own, with files of their own.
+.PHONY: slurm
+slurm:
+	@lacking=""; for name in slurmctld slurmd sbatch munged; do \
+	  PATH="$$PATH:/usr/sbin" command -v $$name >/dev/null || lacking="$$lacking $$name"; \
+	done; \
+	if [ -z "$$lacking" ]; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  apt-get update -q && DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 \
+	    apt-get install -y -q --no-install-recommends slurmctld slurmd slurm-client munge; \
+	else echo "no Slurm, and no right to install it: apt-get install slurmctld slurmd slurm-client munge as root"; exit 1; fi
 
 $(VENV)/.dashboard: $(VENV)/.dev
 	$(INSTALL) -e ".[notebooks,dashboard]"
