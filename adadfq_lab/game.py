@@ -231,6 +231,8 @@ class Game:
         index, bounds, s = self.index, self.bounds, self.schedule
         warm = index < s.warmup
         self.student.observing = self.method.observes(index, s.warmup, s.observe)
+        if self.method.ranges == "fitted" and not warm:
+            self.student.stop_clipped_gradients()
         noise, labels = self._draw()
         z, y = distributed.shard(noise), distributed.shard(labels)
         learns = self.method.steps_generator(index, s.warmup)

@@ -93,6 +93,11 @@ class Student(nn.Module):
         for module in self.activations().values():
             module.observing = value
 
+    def stop_clipped_gradients(self) -> None:
+        """From now on no gradient passes an activation that its grid clips, whatever the student was made with."""
+        for module in self.activations().values():
+            module.ste = "clipped"
+
     @contextmanager
     def frozen(self) -> Iterator[None]:
         """Within it no forward moves an activation range: for evaluation and probes."""

@@ -73,6 +73,18 @@ def test_a_game_resumed_before_the_fit_fits_alike(tmp_path):
     other = twin(game)
     resumed = type(game).resume(tmp_path / "game.ckpt", teacher=tiny_teacher())
     assert not changed(state(play(other, 3)), state(play(resumed, 3)))
+    resumed.save(tmp_path / "later.ckpt")
+    again = type(game).resume(tmp_path / "later.ckpt", teacher=tiny_teacher())
+    assert not changed(state(play(other, 2)), state(play(again, 2)))
+
+
+def test_what_is_clipped_passes_no_gradient_once_ranges_are_fitted():
+    """In the warm-up the student's own rule holds; afterwards, resumed or not, the clipped one."""
+    game = tiny_game(adadfq_plus())
+    rules = []
+    for _ in game.play(WARMUP + 2):
+        rules.append({a.ste for a in game.student.activations().values()})
+    assert rules == [{"identity"}] * WARMUP + [{"clipped"}] * 2
 
 
 def test_without_a_warm_up_ranges_are_observed():

@@ -1,11 +1,12 @@
 """AdaDFQ+: AdaDFQ on activation grids that clip.
 
 The game is AdaDFQ's to the letter. But when the warm-up ends, each of Q's activation ranges, so far as wide as the largest
-value, is cut to where rounding costs least on G's images, and stays: at three bits that is about half of it, and worth more
-than all the rounds that follow. The quantizer is the one every method here has: per tensor, static, n bits in every layer.
+value, is cut to where rounding costs least on G's images, and stays; from then on no gradient passes what is clipped. At three
+bits the cut is to about half, and is worth more than the choice of method. The quantizer is the one that every method here has:
+per tensor, static, n bits in every layer.
 
-No paper of its own: range fitting by squared error is old (calibration does it), and among the mechanisms tried here it is the
-one that paid. See docs/what_limits_the_student.md.
+No paper of its own: ranges of least squared error are an old tool of calibration. docs/what_limits_the_student.md has the
+measurements that led here.
 """
 
 import dataclasses
