@@ -95,6 +95,13 @@ ROWS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("arc_ait", "imagenet-*", {"batch": 16, "warmup": 50}),
     ("qimera", "*", {}),
     ("qimera", "imagenet-*", {"batch": 16, "warmup": 50, "student_lr": 1e-6}),
+    # Its scripts' K, p and embeddings, of 4 and 5 bits; at 3 bits, which it did not publish, as at 4.
+    ("qimera", "cifar10-*", _set(K=2, p=0.4, extracted=False)),
+    ("qimera", "cifar100-*", _set(K=10, p=0.4, extracted=True)),
+    ("qimera", "cifar100-*-5*", _set(K=50)),
+    ("qimera", "imagenet-*", _set(K=100, p=0.4, extracted=False)),
+    ("qimera", "imagenet-resnet*-[34]*", _set(K=500)),
+    ("qimera", "imagenet-resnet50-*", _set(p=0.7, extracted=True)),
     # ZAQ, CIFAR only: 300 epochs of 60 x (5 steps of Q, then 1 of G); every step of Q is a round here. No warm-up, and ranges
     # that are never frozen.
     (
@@ -103,7 +110,19 @@ ROWS: tuple[tuple[str, str, dict[str, Any]], ...] = (
         {"epoch": 300, "batch": 256, "epochs": 300, "warmup": 0, "observe": 300, "student_lr": 0.1, "weight_decay": 5e-4}
         | {"milestones": (100, 200)},
     ),
+    # IntraQ on CIFAR: 20 batches of 256 images, 1,000 iterations each; then 29,400 steps of Q, whose decays are counted from 4
+    # epochs before the first. (On ImageNet it has another batch for Q than for its images.)
+    (
+        "intraq",
+        "cifar*",
+        {"batch": 256, "epochs": 247, "warmup": 100, "generator_lr": 0.5, "milestones": (116, 136, 156)}
+        | _set(iterations=1000),
+    ),
+    ("intraq", "cifar10-*", _set(easiest=0.95, lower=0.05, upper=0.8)),
+    ("intraq", "cifar100-*", _set(easiest=0.6, lower=0.02, upper=1.0)),
 )
+BANDED = ("adadfq", "adasg")
+"""Methods whose `lower` and `upper` are the band of H', which a run has fields for; IntraQ's are cosine distances."""
 
 
 @dataclass(frozen=True)
@@ -137,14 +156,16 @@ class Recipe:
         """The run, in rounds. Q is measured and the game saved ten epochs apart (ImageNet: fifty), not after every epoch."""
         p, e = self.plan, self.plan.epoch
         large = self.cell.startswith("imagenet")
+        settings = dict(p.settings)
+        band = {name: settings.pop(name, None) for name in ("lower", "upper")} if self.method in BANDED else {}
         return RunConfig(
             teacher=self.teacher,
             data=self.cell.split("-")[0],
             method=self.method,
-            settings={name: value for name, value in p.settings if name not in ("lower", "upper")},
+            settings=settings,
             bits=self.bits,
-            lower=dict(p.settings).get("lower"),
-            upper=dict(p.settings).get("upper"),
+            lower=band.get("lower"),
+            upper=band.get("upper"),
             rounds=e * p.epochs,
             schedule=Schedule(
                 batch=p.batch,

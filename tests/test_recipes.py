@@ -90,6 +90,16 @@ def test_a_method_has_recipes_once_it_is_registered(monkeypatch):
     assert (zaq.rounds, zaq.schedule.batch, zaq.schedule.warmup, zaq.schedule.student_lr) == (90_000, 256, 0, 0.1)
     assert zaq.schedule.milestones == (30_000, 60_000)
     assert len(list(recipes.recipes("zaq"))) == 6
+    for name in ("intraq", "qimera"):
+        monkeypatch.setitem(METHODS, name, adadfq)
+    intraq = recipe("intraq-cifar100-resnet20-3w3a")
+    assert (intraq.student_updates, intraq.config().schedule.warmup) == (29_400, 20_000)
+    assert intraq.config().settings == {"iterations": 1000, "easiest": 0.6, "lower": 0.02, "upper": 1.0}
+    kinds = {cell: tuple(recipe(f"qimera-{cell}").config().settings.values()) for cell in CELLS}
+    assert kinds["cifar100-resnet20-5w5a"] == (50, 0.4, True)
+    assert kinds["imagenet-resnet18-4w4a"] == (500, 0.4, False)
+    assert kinds["imagenet-resnet50-5w5a"] == (100, 0.7, True)
+    assert kinds["imagenet-mobilenetv2-4w4a"] == (100, 0.4, False)
 
 
 def test_temperature_is_the_students():

@@ -129,15 +129,16 @@ lab.check.total_seconds(total_seconds)
 # Turn it round: how many rounds do the minutes at hand pay for? `shortened` keeps the shares of the schedule.
 
 # %%
-budget = 600 if card else 20  # seconds
+budget = 600 if card else 10  # seconds
 rounds = 8 if lab.fast() else min(full.rounds, max(60, int(budget / found.play_round)))
 config = lab.recipes.shortened(full, rounds)
-config = lab.recipes.override(config, f"warmup={max(2, rounds // 3)}", f"observe={max(2, rounds // 2)}", "gains_every=5")
+changed = {"warmup": rounds // 3, "observe": rounds // 2, "evaluate_every": rounds // 2, "save_every": rounds // 4}
+config = lab.recipes.override(config, *(f"{key}={max(2, value)}" for key, value in changed.items()))
 print(lab.recipes.summary("in short", config)[1])
 
 # %% [markdown]
-# *Read it:* a shortened schedule would have a warm-up of a hundredth, in which G learns nothing when rounds are few. So it is
-# given a third here, and the result is no longer the recipe's. `config.json` will say so.
+# *Read it:* a shortened schedule would have a warm-up of a hundredth, in which G learns nothing when rounds are few, and a look
+# at the images every other round. Both are changed here: the result is no longer the recipe's, as `config.json` will say.
 #
 # ## 3 · The memory (10 minutes)
 # Weights, gradients, what optimizers remember: this part can be counted by hand. The rest are activations, which grow with N.
@@ -173,11 +174,12 @@ lab.show(lab.bars(held, title="What both players hold, before any image", x="rec
 # %% [markdown]
 # *Read it:* on ImageNet the *generator* is the larger player, and one linear layer of 40 million weights is nearly all of it.
 # All of this fits any GPU; it is the activations of N images, at 224 x 224, that do not. When memory runs out, N is what to
-# give up, after precision. Pretend that this machine had a little less than the probe took:
+# give up, after precision. Ask for four times the images, and pretend that this machine had only 20 MB more than it took above:
 
 # %%
+wish = lab.recipes.override(config, "batch=64")
 try:
-    fits, again, tried = lab.largest_that_fits(config, limit_mb=found.peak_mb - 1, seconds=0.2)
+    fits, again, tried = lab.largest_that_fits(wish, limit_mb=found.peak_mb + 20, seconds=0.2)
     print("\n".join(tried) or "nothing was too much")
     print(f"fits: {fits.schedule.batch} images a round in {fits.precision}, {again.peak_mb:,.0f} MB")
 except lab.UserError as error:
@@ -224,7 +226,7 @@ live.then(reading)
 
 # %%
 live.stop()
-config = lab.recipes.shortened(config, 8 if lab.fast() else min(config.rounds, 60))
+config = lab.recipes.shortened(config, 8 if lab.fast() else min(config.rounds, 40))
 folder = Path(tempfile.mkdtemp()) / "run"
 half = config.rounds // 2
 
