@@ -40,14 +40,22 @@ def sessions(folder: Path) -> list[dict[str, Any]]:
 
 def test_the_lambda_grid_on_slurm(tmp_path):
     """Nine runs as a job array, two at a time. One task is preempted and queued again by submitit, under its own number; one is
-    killed and handed in again by the engine. The grid ends complete: nothing twice, nothing lost, and asked again it does nothing.
+    killed and handed in again by the engine. The grid ends complete: nothing twice, nothing lost; asked again it does nothing.
     """
     pytest.importorskip("submitit")
     root, teacher = tmp_path / "grid", tmp_path / "teacher.safetensors"
     saved_teacher(teacher, classes=10, data="cifar10")
     images_for(tmp_path, "cifar10")
     vary = [f"{name}={','.join(map(str, values))}" for name, values in (("lower", LOWER), ("upper", UPPER))]
-    options = {"teacher": teacher, "rounds": ROUNDS, "batch": 4, "warmup": 2, "observe": 3, "save_every": 20, "evaluate_every": 0}
+    options = {
+        "teacher": teacher,
+        "rounds": ROUNDS,
+        "batch": 4,
+        "warmup": 2,
+        "observe": 3,
+        "save_every": 20,
+        "evaluate_every": 0,
+    }
     command = [sys.executable, "-m", "adadfq_lab", "grid", "play", str(root), "--vary", *vary]
     command += [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
     command += ["--engine=slurm", "--workers=2", "--memory-gb=1", "--json"]
@@ -64,11 +72,15 @@ def test_the_lambda_grid_on_slurm(tmp_path):
         preempted, killed = until(lambda: len(found := playing()) == 2 and found, process)
         job = sessions(preempted)[0]["slurm"]
         assert "_" in job, "not a task of an array"
-        os.kill(sessions(preempted)[0]["pid"], signal.SIGUSR2)  # what Slurm sends before it preempts, or ends what is out of time
+        os.kill(
+            sessions(preempted)[0]["pid"], signal.SIGUSR2
+        )  # what Slurm sends before it preempts, or ends what is out of time
         os.kill(sessions(killed)[0]["pid"], signal.SIGKILL)
 
         def restarts() -> bool:
-            told = subprocess.run(["scontrol", "show", "job", job], env=environment, capture_output=True, text=True, check=False)
+            told = subprocess.run(
+                ["scontrol", "show", "job", job], env=environment, capture_output=True, text=True, check=False
+            )
             return "Restarts=1" in told.stdout
 
         until(restarts, process, 60)
