@@ -18,6 +18,7 @@ weights is the gradient on one process. This holds within `spread` only, so that
 alone; and without other processes every function here hands back what it was given.
 """
 
+import functools
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -149,8 +150,8 @@ def prepare(batch: int, *modules: nn.Module) -> None:
     if batch % processes():
         raise UserError(f"{batch} images cannot be dealt evenly to {processes()} processes; choose another --batch")
     for child in (child for module in modules for child in module.modules()):
-        if type(child) in _SPREAD_NORMS:
-            child.__class__ = _SPREAD_NORMS[type(child)]  # the same parameters under the same names
+        if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
+            child.__class__ = _spread_kind(type(child))  # the same parameters under the same names
 
 
 def shard(whole: Tensor) -> Tensor:
@@ -285,7 +286,10 @@ class SpreadBatchNorm2d(nn.BatchNorm2d):
         return _normalized(self, x) if self.training and parts() > 1 else super().forward(x)
 
 
-_SPREAD_NORMS: dict[type[nn.Module], type[nn.Module]] = {
-    nn.BatchNorm1d: SpreadBatchNorm1d,
-    nn.BatchNorm2d: SpreadBatchNorm2d,
-}
+@functools.cache
+def _spread_kind(kind: type[nn.Module]) -> type[nn.Module]:
+    """The class of batch norms like `kind` that normalise over all parts; one of a method's own keeps what it adds."""
+    if issubclass(kind, SpreadBatchNorm1d | SpreadBatchNorm2d):
+        return kind
+    spread = SpreadBatchNorm1d if issubclass(kind, nn.BatchNorm1d) else SpreadBatchNorm2d
+    return spread if kind in (nn.BatchNorm1d, nn.BatchNorm2d) else type(f"Spread{kind.__name__}", (kind, spread), {})
