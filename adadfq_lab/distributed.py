@@ -18,6 +18,7 @@ weights is the gradient on one process. This holds within `spread` only, so that
 alone; and without other processes every function here hands back what it was given.
 """
 
+import functools
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -149,10 +150,8 @@ def prepare(batch: int, *modules: nn.Module) -> None:
     if batch % processes():
         raise UserError(f"{batch} images cannot be dealt evenly to {processes()} processes; choose another --batch")
     for child in (child for module in modules for child in module.modules()):
-        for kind, spread_kind in _SPREAD_NORMS.items():
-            if isinstance(child, kind) and not isinstance(child, spread_kind):  # the same parameters under the same names
-                own = type(child)
-                child.__class__ = spread_kind if own is kind else type(own.__name__, (own, spread_kind), {})
+        if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
+            child.__class__ = _spread_kind(type(child))  # the same parameters under the same names
 
 
 def shard(whole: Tensor) -> Tensor:
@@ -260,13 +259,14 @@ def _normalized(norm: nn.BatchNorm1d | nn.BatchNorm2d, x: Tensor) -> Tensor:
     normal: Tensor
     normal, mean, var = _Normalize.apply(wide, norm.eps)
     shape = (1, -1) + (1,) * (x.dim() - 2)
-    tracks = norm.track_running_stats  # false where somebody only looks
-    if tracks and norm.running_mean is not None and norm.running_var is not None and norm.num_batches_tracked is not None:
+    running = norm.running_mean, norm.running_var
+    if norm.track_running_stats and running[0] is not None and running[1] is not None:
+        assert norm.num_batches_tracked is not None
         norm.num_batches_tracked.add_(1)
         weight = 1 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
         n = parts() * x.numel() // x.shape[1]
-        norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), weight)
-        norm.running_var.lerp_((var * (n / (n - 1))).to(norm.running_var.dtype), weight)
+        running[0].lerp_(mean.to(running[0].dtype), weight)
+        running[1].lerp_((var * (n / (n - 1))).to(running[1].dtype), weight)
     if norm.affine:
         normal = torch.addcmul(norm.bias.view(shape), normal, norm.weight.view(shape))
     return normal.to(x.dtype)
@@ -286,7 +286,10 @@ class SpreadBatchNorm2d(nn.BatchNorm2d):
         return _normalized(self, x) if self.training and parts() > 1 else super().forward(x)
 
 
-_SPREAD_NORMS: dict[type[nn.Module], type[nn.Module]] = {
-    nn.BatchNorm1d: SpreadBatchNorm1d,
-    nn.BatchNorm2d: SpreadBatchNorm2d,
-}
+@functools.cache
+def _spread_kind(kind: type[nn.Module]) -> type[nn.Module]:
+    """The class of batch norms like `kind` that normalise over all parts; one of a method's own keeps what it adds."""
+    if issubclass(kind, SpreadBatchNorm1d | SpreadBatchNorm2d):
+        return kind
+    spread = SpreadBatchNorm1d if issubclass(kind, nn.BatchNorm1d) else SpreadBatchNorm2d
+    return spread if kind in (nn.BatchNorm1d, nn.BatchNorm2d) else type(f"Spread{kind.__name__}", (kind, spread), {})

@@ -3,8 +3,8 @@
     python tests/slurm_here.py adadfq grid play runs/bands --vary lower=0,0.1 --engine slurm
 
 Needs slurmctld, slurmd, the client commands and munged (Debian: slurmctld slurmd slurm-client munge). Everything it writes is
-in one folder; an installed Slurm's or munge's own configuration is neither read nor changed. No accounting, no cgroups: it
-runs in a container.
+in one folder; an installed Slurm's or munge's own configuration is neither read nor changed. No accounting, no cgroups: it runs
+in a container.
 """
 
 import os
