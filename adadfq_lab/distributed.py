@@ -151,7 +151,7 @@ def prepare(batch: int, *modules: nn.Module) -> None:
         raise UserError(f"{batch} images cannot be dealt evenly to {processes()} processes; choose another --batch")
     for child in (child for module in modules for child in module.modules()):
         if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
-            child.__class__ = _spread_kind(type(child))  # the same parameters under the same names
+            child.__class__ = _spread_kind(type(child))  # type: ignore[assignment, arg-type]  # same parameters, same names
 
 
 def shard(whole: Tensor) -> Tensor:

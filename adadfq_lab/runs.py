@@ -53,10 +53,12 @@ class RunConfig:
     """What to run.
 
     Attributes:
-        teacher: A shipped teacher's name, or a file that train-teacher wrote.
-        data: Images to measure on: fashion_mnist, cifar10 or cifar100; empty for what the teacher was trained on.
+        teacher: fashion_mnist_resnet20 or cifar10_resnet20, which are shipped; a file that train-teacher wrote; or a published
+            network such as torchvision:resnet18 or pytorchcv:resnet20_cifar10.
+        data: Images to measure on: fashion_mnist, cifar10, cifar100, imagenet, or a folder of images; empty for what the teacher
+            was trained on.
         stub: Measure on the shipped images only (the first 2,000 Fashion-MNIST test images).
-        method: adadfq, gdfq, qimera or another; `adadfq methods` lists them all.
+        method: One of the eight of Table 2, or another; `adadfq methods` lists them all.
         bits: Of weights and activations, 2 to 8 each.
         rounds: Rounds in all, the warm-up included.
         lower: The lower bound of H', lambda_l; the method's own if not given.
