@@ -287,7 +287,7 @@ class SpreadBatchNorm2d(nn.BatchNorm2d):
 
 
 @functools.cache
-def _spread_kind(kind: type[nn.Module]) -> type[nn.Module]:
+def _spread_kind(kind: Any) -> Any:
     """The class of batch norms like `kind` that normalise over all parts; one of a method's own keeps what it adds."""
     if issubclass(kind, SpreadBatchNorm1d | SpreadBatchNorm2d):
         return kind
