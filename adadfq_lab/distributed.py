@@ -151,7 +151,8 @@ def prepare(batch: int, *modules: nn.Module) -> None:
         raise UserError(f"{batch} images cannot be dealt evenly to {processes()} processes; choose another --batch")
     for child in (child for module in modules for child in module.modules()):
         if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
-            child.__class__ = _spread_kind(type(child))  # the same parameters under the same names
+            kind: Any = type(child)
+            child.__class__ = _spread_kind(kind)  # the same parameters under the same names
 
 
 def shard(whole: Tensor) -> Tensor:
