@@ -151,7 +151,8 @@ def prepare(batch: int, *modules: nn.Module) -> None:
         raise UserError(f"{batch} images cannot be dealt evenly to {processes()} processes; choose another --batch")
     for child in (child for module in modules for child in module.modules()):
         if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
-            child.__class__ = _spread_kind(type(child))  # type: ignore[assignment, arg-type]  # same parameters, same names
+            kind: Any = type(child)
+            child.__class__ = _spread_kind(kind)  # the same parameters under the same names
 
 
 def shard(whole: Tensor) -> Tensor:
@@ -287,7 +288,7 @@ class SpreadBatchNorm2d(nn.BatchNorm2d):
 
 
 @functools.cache
-def _spread_kind(kind: type[nn.Module]) -> type[nn.Module]:
+def _spread_kind(kind: Any) -> Any:
     """The class of batch norms like `kind` that normalise over all parts; one of a method's own keeps what it adds."""
     if issubclass(kind, SpreadBatchNorm1d | SpreadBatchNorm2d):
         return kind

@@ -83,9 +83,9 @@ def test_float32_is_the_same_until_a_code_rounds_otherwise(both):
     zero points of "paper" are on no integer, and put whole tensors there.)
     """
     first, _, alone = both["float32"]
-    early = [k for k in alone if "round 0: " in k and "paper" not in k]
+    early = [k for k in alone if k.startswith(("gdfq: round 0", "adasg: round 0", "adadfq: round 0"))]
     early += [k for k in alone if k.startswith(("gdfq: round 1", "gdfq: round 2", "adadfq: round 1", "adadfq: round 2"))]
-    assert len(early) > 40
+    assert len(early) > 30
     far = {key: distance(first[key], alone[key]) / max(1, float(alone[key].abs().max())) for key in early}
     assert not {key: d for key, d in far.items() if d > 1e-5}
 

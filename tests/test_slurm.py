@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +62,10 @@ def test_the_lambda_grid_on_slurm(tmp_path):
     command += ["--engine=slurm", "--workers=2", "--memory-gb=1", "--json"]
     path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
 
-    with slurm(tmp_path / "slurm") as environment:
+    with slurm(tmp_path / "slurm") as environment, ExitStack() as stack:
         environment |= {"ADADFQ_DATA": str(tmp_path), "PYTHONPATH": path}
         process = subprocess.Popen(command, env=environment, stdout=-1, stderr=subprocess.STDOUT, text=True, cwd=tmp_path)
+        stack.callback(process.kill)  # whatever happens, it must not hand in what Slurm is about to cancel
 
         def playing() -> list[Path]:
             found = [row for row in status(root) if row.state == "running"] if any(root.glob("*/wanted.json")) else []
