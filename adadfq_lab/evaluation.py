@@ -46,7 +46,7 @@ def accuracy(network: nn.Module, data: ImageSet, normalize: Callable[[Tensor], T
 
     A student's activation ranges stay as they are: what is measured must not calibrate.
     """
-    device = next((p.device for p in network.parameters()), data.images.device)
+    device = next((p.device for p in network.parameters()), torch.device("cpu"))
     pixels = math.prod(data.images.shape[2:])
     most = 10 if device.type == "cuda" else 1
     was_training = network.training

@@ -55,8 +55,8 @@ class RunConfig:
     Attributes:
         teacher: fashion_mnist_resnet20 or cifar10_resnet20, which are shipped; a file that train-teacher wrote; or a published
             network such as torchvision:resnet18 or pytorchcv:resnet20_cifar10.
-        data: Images to measure on: fashion_mnist, cifar10, cifar100, imagenet, or a folder of images; empty for what the teacher
-            was trained on.
+        data: Images to measure on: fashion_mnist, cifar10, cifar100, imagenet, or a folder of images; what the teacher was
+            trained on if empty.
         stub: Measure on the shipped images only (the first 2,000 Fashion-MNIST test images).
         method: One of the eight of Table 2, or another; `adadfq methods` lists them all.
         bits: Of weights and activations, 2 to 8 each.

@@ -7,6 +7,7 @@ from tiny_games import images_for, saved_teacher
 
 from adadfq_lab.cli import main
 from adadfq_lab.errors import UserError
+from adadfq_lab.grids import folder_name
 from adadfq_lab.runs import RunConfig
 from adadfq_lab.sweeps import combinations
 from adadfq_lab.tables import Budget
@@ -15,7 +16,7 @@ from adadfq_lab.tables import Budget
 def test_every_combination_once():
     """Two methods, two lower bounds, two seeds and two batches are sixteen configurations, the last option changing fastest."""
     found = combinations(RunConfig(rounds=9), ["method=gdfq,adadfq", "lower=0,0.1", "seed=0,1", "batch=8,16"])
-    assert len(set(found)) == 16 and {c.rounds for c in found} == {9}
+    assert len(set(map(folder_name, found))) == 16 and {c.rounds for c in found} == {9}
     assert [(c.method, c.lower, c.seed, c.schedule.batch) for c in found[:3]] == [
         ("gdfq", 0.0, 0, 8),
         ("gdfq", 0.0, 0, 16),
