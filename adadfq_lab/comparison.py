@@ -128,8 +128,7 @@ def _look(method: Method, teacher: Teacher, student: Student, x: Tensor, y: Tens
     def build_generator(teacher: Teacher, fidelity: Fidelity) -> Generator:
         """The method's own, for what it may know about images, but whatever is asked for, it gives these."""
         own = method.build_generator(teacher, fidelity)
-        one = next(own.parameters())
-        own.forward = lambda z, y: x + 0 * one.sum()  # type: ignore[method-assign]
+        own.forward = lambda z, y: x + 0 * next(own.parameters()).sum()  # type: ignore[method-assign]
         return own
 
     def sample(random: torch.Generator, n: int, latent: int, classes: int) -> tuple[Tensor, Tensor]:
