@@ -63,7 +63,7 @@ first
 
 # %% [markdown]
 # *Read it:* the columns to compare are "Q's logits". Where G does not look at Q, it cannot know what Q still lacks: GDFQ, ARC,
-# Qimera and ARC+AIT go without. Methods with equal rows differ in other things: ARC in the network that is G, Qimera in the
+# Qimera, ARC+AIT and IntraQ go without. Methods with equal rows differ in other things: ARC in the network that is G, Qimera in the
 # labels it asks for. (Each of them would make images of its own; here they are judged by the same.)
 
 # %% tags=["figure"]
@@ -74,8 +74,9 @@ lab.method_explorer(sides)
 
 # %% [markdown]
 # Go through the methods, then switch the losses. "Pull" is the length of a term's gradient. Switched to what was released,
-# L_BNS all but vanishes from the generator of every method that has it, and GDFQ's student is left with labels. Same names,
-# same formulas on paper, other methods. Keep that in mind for section 3.
+# L_BNS shrinks in every generator that has it, in GDFQ's and AdaDFQ's to less than a hundredth of the whole, and GDFQ's student
+# is left with labels. Same names, same formulas on paper, other methods. Keep that in mind for section 3. (ZAQ compares
+# features as well; they pull at Q before its logits, so not in the right-hand panel.)
 #
 # ## 2 · One formula (10 minutes)
 # GDFQ distils with T² KL, AdaDFQ's student minimises T² (log C - H) of the tempered difference. Are these two ideas? With d =
@@ -140,7 +141,7 @@ for C in (10, 100, 1000):
 # %% [markdown]
 # *Read it:* per sample the weight is 1 whatever C is: this is what AdaDFQ's and AdaSG's students have as released. GDFQ's has a
 # tenth, a hundredth, a thousandth of it. On ImageNet "GDFQ" in a table is a student that learns from labels of generated
-# images, and hardly from P.
+# images, and hardly from P. (IntraQ has twenty times the whole.)
 #
 # ## 3 · The table (8 minutes)
 # The protocol: one teacher, one quantizer, as many updates on as many images for each method, learning rates as each has
