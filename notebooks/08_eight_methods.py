@@ -91,8 +91,8 @@ first
 
 # %% [markdown]
 # *Read it:* the columns to compare are "Q's logits". Where G does not look at Q, it cannot know what Q still lacks: GDFQ, ARC,
-# Qimera, ARC+AIT and IntraQ go without. Methods with equal rows differ in other things: ARC in the network that is G, Qimera in the
-# labels it asks for. (Each of them would make images of its own; here they are judged by the same.)
+# Qimera, ARC+AIT and IntraQ go without. Methods with equal rows differ in other things: ARC in the network that is G, Qimera
+# in the labels it asks for. (Each of them would make images of its own; here they are judged by the same.)
 
 # %% tags=["figure"]
 print("terms of G, as parts of what pulls at an image [%]:")
