@@ -112,7 +112,8 @@ def compare_methods(
     images: (N, C, H, W), normalised; labels: (N,)
 
     The pull of a term is the length of its gradient at one sample, times N so that it does not depend on the batch, the mean
-    over samples: of G's terms at the image, of Q's at Q's logits. Raises UserError for an unknown method.
+    over samples: of G's terms at the image, of Q's at Q's logits (a term of features has none there). Raises UserError for an
+    unknown method.
     """
     names = tuple(methods) or tuple(METHODS)
     return Comparison({n: _look(make_method(n), teacher, student, images, labels, fidelity) for n in names})

@@ -250,6 +250,21 @@ def half_width(values: Sequence[float]) -> float | None:
     return (_T[n - 2] if n <= 10 else 1.96) * deviation / math.sqrt(n)
 
 
+def difference(a: Sequence[float], b: Sequence[float]) -> tuple[float, float] | None:
+    """mean(a) - mean(b) and half the width of its 95 % interval, variances unequal (Welch); None without two values in each."""
+    if min(len(a), len(b)) < 2:
+        return None
+    means = [sum(values) / len(values) for values in (a, b)]
+    noise = [
+        sum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values)
+        for values, mean in zip((a, b), means, strict=True)
+    ]
+    spread = sum(v**2 / (len(values) - 1) for v, values in zip(noise, (a, b), strict=True))
+    freedom = int(sum(noise) ** 2 / spread) if spread else len(a) + len(b) - 2
+    t = _T[freedom - 1] if freedom <= len(_T) else 1.96
+    return means[0] - means[1], t * math.sqrt(sum(noise))
+
+
 def summaries(rows: Sequence[Row]) -> list[Summary]:
     """One summary for each data set, budget, fidelity, bit width and method, in the paper's order of methods."""
     cells: dict[tuple[str, ...], list[Row]] = {}

@@ -131,3 +131,18 @@ def test_mistakes_end_in_one_line(options, what, tmp_path, monkeypatch, capsys):
         cli.main(["table", *options])
     assert caught.value.code == 2 and what in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_difference_by_hand():
+    """Means 3 and 1 with variances 1 and 1 of three values each: 2 +- 2.776 sqrt(2/3), four degrees of freedom (Welch)."""
+    found = tables.difference([2, 3, 4], [0, 1, 2])
+    assert found is not None
+    assert found == pytest.approx((2.0, 2.776 * (2 / 3) ** 0.5), abs=1e-3)
+    assert tables.difference([1.0], [1.0, 2.0]) is None
+    assert tables.difference([1.0, 1.0], [3.0, 3.0]) == (-2.0, 0.0)
+
+
+def test_difference_has_fewer_degrees_where_variances_differ():
+    """One noisy and one exact method: only the noisy one's two degrees of freedom are left, t = 4.303."""
+    found = tables.difference([80.0, 81.0, 82.0], [70.0, 70.0, 70.0])
+    assert found == pytest.approx((11.0, 4.303 * (1 / 3) ** 0.5), abs=1e-3)
