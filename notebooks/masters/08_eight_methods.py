@@ -173,8 +173,8 @@ for key, part in tables.items():
 
 # %% [markdown]
 # Where the gap is small with equal reductions and large with the released ones, most of it is not due to what G is told about
-# Q. It is due to two divisors that no paper mentions. Where the numbers say otherwise, believe the numbers: they are printed
-# from the rows that came with this copy.
+# Q. It is due to choices that no paper mentions, two divisors above all (the released setting observes ranges in another way
+# too). Where the numbers say otherwise, believe the numbers: they are printed from the rows that came with this copy.
 #
 # ## 4 · One cell, live (5 minutes)
 # One cell of such a table, small: Fashion-MNIST, 60 rounds, 300 real images. Choose a method and a way to average.
