@@ -91,6 +91,7 @@ ROWS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("gdfq", "imagenet-*", {"batch": 16, "warmup": 50, "student_lr": 1e-6}),
     ("arc", "*", {}),
     ("arc", "imagenet-*", {"batch": 16, "warmup": 50, "student_lr": 1e-6}),
+    # The share is the default of the code's ARC folder; no script sets another, whatever its batch.
     ("arc_ait", "*", {"weight_decay": 0.0} | _set(share=1e-3)),
     ("arc_ait", "imagenet-*", {"batch": 16, "warmup": 50}),
     ("qimera", "*", {}),

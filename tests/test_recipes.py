@@ -12,7 +12,7 @@ from tiny_games import SCHEDULE, images_for, saved_teacher
 from adadfq_lab import cli, recipes
 from adadfq_lab.errors import UserError
 from adadfq_lab.estimates import Estimate, duration, estimate, largest_that_fits
-from adadfq_lab.methods import METHODS, Method, Round, Terms, adadfq
+from adadfq_lab.methods import METHODS, Method, Round, Terms, adadfq, arc_ait
 from adadfq_lab.recipes import TEACHERS, override, recipe, resolve, shortened
 from adadfq_lab.runs import RunConfig, build_game, read_config, read_records, run
 from adadfq_lab.teachers import load_teacher
@@ -83,10 +83,11 @@ def test_a_method_has_recipes_once_it_is_registered(monkeypatch):
     for name in ("arc_ait", "zaq"):
         monkeypatch.delitem(METHODS, name, raising=False)
         assert not list(recipes.recipes(name))
-    for name in ("arc_ait", "zaq"):
-        monkeypatch.setitem(METHODS, name, adadfq)
+    for name, make in (("arc_ait", arc_ait), ("zaq", adadfq)):
+        monkeypatch.setitem(METHODS, name, make)
     ait, zaq = recipe("arc_ait-imagenet-resnet18-4w4a").config(), recipe("zaq-cifar10-resnet20-5w5a").config()
     assert (ait.schedule.student_lr, ait.schedule.weight_decay, ait.schedule.batch) == (1e-4, 0.0, 16)
+    assert ait.settings == {"share": 1e-3}
     assert (zaq.rounds, zaq.schedule.batch, zaq.schedule.warmup, zaq.schedule.student_lr) == (90_000, 256, 0, 0.1)
     assert zaq.schedule.milestones == (30_000, 60_000)
     assert len(list(recipes.recipes("zaq"))) == 6

@@ -23,11 +23,11 @@ def student_loss(r: Round) -> Terms:
     return {"kd": distillation(r.teacher_logits, r.student_logits, T=20, reduction=r.fidelity.kd_reduction)}
 
 
-def arc_ait(cells: str | None = None, *, share: float = 1e-4) -> Method:
+def arc_ait(cells: str | None = None, *, share: float = 1e-3 * 16 / 200) -> Method:
     """ARC+AIT in which at least a `share` of each layer's integer weights changes in every step of Q.
 
-    share: 1e-3 in ARC's folder of the released code and 1e-4 in its others, both for batches of 200; in batches of 16, 1e-3 a
-           step takes Q apart within 60 of them
+    The share is the published one for batches of 200, scaled to 16, so that an image moves as many integers as there. A change
+    is of one integer at least: in layers of up to 12,500 weights that is more than the share.
     """
 
     def inundation(student: Student, weight_decay: float, fidelity: Fidelity) -> torch.optim.Optimizer:
