@@ -218,7 +218,7 @@ DISCREPANCIES: tuple[Discrepancy, ...] = (
         "sums over channels and layers, γ = 1",
         "means over both, γ = 1; on variances",
         "sums",
-        "The largest effect in this table.",
+        "The loss is not heard when it is averaged.",
         switch="bns_reduction",
     ),
     Discrepancy(
@@ -227,7 +227,7 @@ DISCREPANCIES: tuple[Discrepancy, ...] = (
         "minimum and maximum",
         "a moving average whose state is divided by its own bias correction: 3,945 times too wide at update 21",
         "a moving average with the correction on reading",
-        "Harmless after 150 updates, fatal in a short game.",
+        "The released average is harmless after 150 updates, fatal in a short game; the maximum of all time keeps G's first noise.",
         switch="observer",
     ),
     Discrepancy(
@@ -341,7 +341,7 @@ def page() -> str:
         for row in (one for one in DISCREPANCIES if one.kind == kind):
             found = "; ".join(f"`{value}`: {top1:.1f} %" for value, top1 in measured.get(row.switch, {}).items() if row.switch)
             effect = " ".join(filter(None, (row.effect, f"{found} against {usual:.1f} %." if found else "")))
-            cells = (row.place, row.paper, row.released, row.here, effect)
+            cells = (row.place, row.paper, row.released, row.here, effect or "Not measured.")
             lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
         lines.append("")
     if measured:
