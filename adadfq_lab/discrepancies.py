@@ -227,7 +227,7 @@ DISCREPANCIES: tuple[Discrepancy, ...] = (
         "minimum and maximum",
         "a moving average whose state is divided by its own bias correction: 3,945 times too wide at update 21",
         "a moving average with the correction on reading",
-        "The released average is harmless after 150 updates, fatal in a short game; the maximum of all time keeps G's first noise.",
+        "The released average is harmless after 150 updates, fatal in a short game; a maximum keeps what G's first noise was.",
         switch="observer",
     ),
     Discrepancy(
