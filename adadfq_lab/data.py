@@ -124,7 +124,7 @@ def _from_npz(name: str, split: str, path: Path) -> ImageSet:
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             images, labels = file["x"], file["y"]
-    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, EOFError, ValueError, KeyError, TypeError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"{path} is damaged or not a data file with arrays x and y ({reason})") from None
     if images.ndim != 4 or images.dtype != np.uint8 or labels.shape != (len(images),):

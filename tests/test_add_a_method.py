@@ -72,7 +72,7 @@ def test_the_program_lists_and_trains_its_method(tmp_path):
     (tmp_path / "border.py").write_text(BLOCKS[0])
     here = os.environ | {"PYTHONPATH": str(Path(lab.__file__).parents[1])}
     for command in re.findall(r"^python (border.py .*)$", PAGE, re.MULTILINE):
-        words = command.replace("--rounds 600", "--rounds 4 --schedule.warmup 2").split()
+        words = command.replace("--rounds 600", "--rounds 4 --warmup 2").split()
         ran = subprocess.run([sys.executable, *words], cwd=tmp_path, env=here, capture_output=True, text=True, check=False)
         assert ran.returncode == 0, ran.stderr
         if "methods" in words:
