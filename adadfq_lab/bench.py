@@ -12,8 +12,6 @@ fast round is the same mathematics, or it does not count.
 """
 
 import copy
-import resource
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,6 +28,7 @@ from adadfq_lab.errors import UserError
 from adadfq_lab.game import Game, Schedule
 from adadfq_lab.generators import UpsampleConv2d
 from adadfq_lab.layers import QuantConv2d, QuantLayer
+from adadfq_lab.memory import peak
 from adadfq_lab.methods import Round, make_method
 from adadfq_lab.quantizer import QuantActivation
 from adadfq_lab.student import quantize
@@ -228,7 +227,7 @@ def bench(teacher: Teacher, *, batch: int = 16, bits: str = "3w3a", rounds: int 
     game = _game(teacher, batch, bits)
     for _ in game.play(10):
         pass
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 1024**2)
+    held = peak(game.device)
     difference = relative_difference(teacher, batch, bits)
     half = _game(teacher, batch, bits, "bf16")
     for _ in half.play(5):
@@ -250,7 +249,7 @@ def bench(teacher: Teacher, *, batch: int = 16, bits: str = "3w3a", rounds: int 
         bf16_ms=median(low),
         textbook_ratio=median(b / a for a, b in zip(fast, slow, strict=True)),
         floor_ratio=median(a / b for a, b in zip(fast, least, strict=True)),
-        peak_mb=peak,
+        peak_mb=held,
         max_relative_difference=difference,
         threads=torch.get_num_threads(),
     )

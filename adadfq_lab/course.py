@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from adadfq_lab.errors import UserError
+from adadfq_lab.files import renewed
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 Copy = Literal["student", "solution"]
@@ -259,8 +260,7 @@ def fill_guide(text: str, folder: Path = FOLDER) -> str:
     """The instructor's guide with its two generated parts renewed: wrong answers by check, minutes by notebook."""
     for (begin, end), content in zip(GENERATED, (wrong_answers(), minutes(folder)), strict=True):
         if begin in text and end in text:
-            head, _, rest = text.partition(begin)
-            text = f"{head}{begin}\n{content}\n{end}{rest.partition(end)[2]}"
+            text = renewed(text, begin, end, content)
     return text
 
 

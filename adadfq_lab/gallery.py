@@ -20,7 +20,7 @@ from adadfq_lab.course import PAGES
 from adadfq_lab.data import load_data
 from adadfq_lab.equations import Bounds, normalized_entropy
 from adadfq_lab.evaluation import accuracy
-from adadfq_lab.files import write_atomically
+from adadfq_lab.files import renewed, write_atomically
 from adadfq_lab.recordings import TEACHER, load_population, load_recording
 from adadfq_lab.student import quantize
 from adadfq_lab.style import BLUE, GREEN, GREY, ORANGE, PLAYER, PLAYER_DASH, PURPLE, TEXT, VERMILLION
@@ -196,9 +196,7 @@ def main(root: Path = ROOT) -> None:
     for name, one in pictures.items():
         write_atomically(root / "docs" / "gallery" / f"{name}.{one.kind}", one.data)
     readme = root / "README.md"
-    head, _, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
-    _, _, tail = rest.partition(END)
-    write_atomically(readme, f"{head}{BEGIN}\n{part(pictures)}\n{END}{tail}".encode())
+    write_atomically(readme, renewed(readme.read_text(encoding="utf-8"), BEGIN, END, part(pictures)).encode())
 
 
 if __name__ == "__main__":

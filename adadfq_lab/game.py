@@ -281,7 +281,10 @@ class Game:
 
     def _draw(self) -> tuple[Tensor, Tensor]:
         z, y = self.method.sample(self.random, self.schedule.batch, self.generator.latent, self.classes)
-        z, y = self.generator.turn(self.index, z, y)
+        return self._placed(*self.generator.turn(self.index, z, y))
+
+    def _placed(self, z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """What was drawn on the host, where G is and in its precision; soft labels too."""
         z = z.to(next(self.generator.parameters()).dtype)
         y = y.to(z.dtype) if y.is_floating_point() else y
         return to_device(z, self.device), to_device(y, self.device)
@@ -292,9 +295,8 @@ class Game:
 
         def images() -> Iterator[Tensor]:
             for _ in range(batches):
-                z, y = self.method.sample(random, self.schedule.batch, self.generator.latent, self.classes)
-                z = z.to(next(self.generator.parameters()).dtype)
-                yield self._without_trace(to_device(z, self.device), to_device(y, self.device))
+                drawn = self.method.sample(random, self.schedule.batch, self.generator.latent, self.classes)
+                yield self._without_trace(*self._placed(*drawn))
 
         fit_ranges(self.student, images())
 
