@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 ARGS   ?=
+JOBS   ?= 2
 
 BIN     := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
@@ -10,6 +11,8 @@ FAST    := not slow and not browser and not slurm
 FLOOR   := $(VENV)-floor
 COLAB   := plotly==5.24.1 ipywidgets==7.7.1 ipykernel==6.17.1 ipython==7.34.0 anywidget==0.9.21
 SLOW    := slow and not browser and not slurm
+# A thread for each of JOBS test processes: threads of two that share a core wait for each other, spinning.
+ALONE   := OMP_NUM_THREADS=1
 RECENT  := import sys; print(sys.version_info >= (3, 11))
 
 .DEFAULT_GOAL := help
@@ -23,8 +26,8 @@ help:  ## list these targets
 demo: $(VENV)/.base  ## play the game on real images: teacher, plain student, student after AdaDFQ
 	$(BIN)/adadfq demo $(ARGS)
 
-test: lint  ## lint, types, then every test that is not slow
-	$(BIN)/python -m pytest -m "$(FAST)" $(ARGS)
+test: lint  ## lint, types, then every test that is not slow, in JOBS=2 processes
+	$(ALONE) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "$(FAST)" $(ARGS)
 
 slow: $(VENV)/.dev  ## the tests that take minutes
 	$(BIN)/python -m pytest -m "$(SLOW)" $(ARGS)

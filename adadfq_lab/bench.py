@@ -220,6 +220,18 @@ def relative_difference(teacher: Teacher, batch: int, bits: str) -> float:
     return max(float((a - b).detach().norm() / b.detach().norm().clamp(min=1e-12)) for a, b in pairs)
 
 
+def _interleaved(kinds: list[Callable[[], object]], rounds: int, *, warm: int = 2) -> list[list[float]]:
+    """Milliseconds of each of `kinds`, one after the other in turn, `rounds` times; the first `warm` turns do not count."""
+    times: list[list[float]] = [[] for _ in kinds]
+    for i in range(warm + rounds):
+        for kind, milliseconds in zip(kinds, times, strict=True):
+            started = time.perf_counter()
+            kind()
+            if i >= warm:
+                milliseconds.append(1e3 * (time.perf_counter() - started))
+    return times
+
+
 def bench(teacher: Teacher, *, batch: int = 16, bits: str = "3w3a", rounds: int = 20) -> Bench:
     """Times `rounds` rounds of each kind, one after the other in turn, after checking that they agree."""
     if rounds < 1:
@@ -229,19 +241,10 @@ def bench(teacher: Teacher, *, batch: int = 16, bits: str = "3w3a", rounds: int 
         pass
     held = peak(game.device)
     difference = relative_difference(teacher, batch, bits)
-    half = _game(teacher, batch, bits, "bf16")
-    for _ in half.play(5):
-        pass
     textbook, floor = Textbook(game), Floor(game)
-    kinds: list[Callable[[], object]] = [game.round, lambda: textbook.round(*game._draw()), floor, half.round]
-    times: list[list[float]] = [[] for _ in kinds]
-    for i in range(rounds + 2):
-        for kind, seconds in zip(kinds, times, strict=True):
-            started = time.perf_counter()
-            kind()
-            if i >= 2:
-                seconds.append(1e3 * (time.perf_counter() - started))
-    fast, slow, least, low = times
+    fast, slow, least = _interleaved([game.round, lambda: textbook.round(*game._draw()), floor], rounds)
+    # By itself, and a round or two: a processor without bf16 arithmetic takes many times as long.
+    (low,) = _interleaved([_game(teacher, batch, bits, "bf16").round], min(rounds, 2), warm=1)
     return Bench(
         round_ms=median(fast),
         textbook_ms=median(slow),

@@ -79,9 +79,9 @@ def test_two_processes_play_the_game_of_one(both):
 def test_float32_is_the_same_until_a_code_rounds_otherwise(both):
     """In float32 the warm-up's losses and entropies agree to 1e-5, relative where they exceed 1.
 
-    What an activation within rounding of half a step decides is left out: it gets another code, as on another machine, and from
-    there games part. So are gains, which are measured after G's step: Adam's first step is as long for a gradient of 1e-9 as for
-    one of 1. (The zero points of "paper" are on no integer, and put whole tensors there.)
+    Left out is what comes after an activation within rounding of half a step, which gets another code, as on another machine.
+    And gains, which are measured after G's step: Adam's first is as long for a gradient of 1e-9 as for one of 1. (The zero
+    points of "paper" are on no integer, and put whole tensors there.)
     """
     first, _, alone = both["float32"]
     early = [k for k in alone if k.startswith(("gdfq: round 0", "adasg: round 0", "adadfq: round 0"))]
