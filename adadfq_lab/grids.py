@@ -31,7 +31,8 @@ from tqdm import tqdm
 from adadfq_lab.engines import Engine, Local, Task
 from adadfq_lab.errors import UserError
 from adadfq_lab.files import write_atomically
-from adadfq_lab.runs import RunConfig, last_checkpoint, read_config, run
+from adadfq_lab.run_folders import last_checkpoint, round_of
+from adadfq_lab.runs import RunConfig, read_config, run
 
 State = Literal["done", "running", "failed", "stopped", "waiting"]
 ATTEMPTS = 3
@@ -135,7 +136,7 @@ def play_one(folder: Path, *, quiet: bool = False) -> bool:
         resume = any(folder.glob("round_*.ckpt"))
         if not resume:
             (folder / "config.json").unlink(missing_ok=True)  # killed before its first checkpoint: nothing to continue
-        begun = int(last_checkpoint(folder).stem.removeprefix("round_")) if resume else 0
+        begun = round_of(last_checkpoint(folder)) if resume else 0
         session = {"host": socket.gethostname(), "pid": os.getpid(), "slurm": _slurm_job(), "round": begun, "time": time.time()}
         with (folder / "sessions.jsonl").open("a") as sessions:
             sessions.write(json.dumps(session) + "\n")

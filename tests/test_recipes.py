@@ -14,7 +14,8 @@ from adadfq_lab.errors import UserError
 from adadfq_lab.estimates import Estimate, duration, estimate, largest_that_fits
 from adadfq_lab.methods import METHODS, Method, Round, Terms, adadfq, arc_ait
 from adadfq_lab.recipes import TEACHERS, override, recipe, resolve, shortened
-from adadfq_lab.runs import RunConfig, build_game, read_config, read_records, run
+from adadfq_lab.records import read_records
+from adadfq_lab.runs import RunConfig, build_game, read_config, run
 from adadfq_lab.teachers import load_teacher
 from adadfq_lab.zoo import ZOO
 

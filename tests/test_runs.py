@@ -19,7 +19,9 @@ from adadfq_lab.files import load_tensors
 from adadfq_lab.game import Record, Schedule
 from adadfq_lab.interrupts import interrupts_wait
 from adadfq_lab.methods import METHODS, Round, Terms, adadfq
-from adadfq_lab.runs import Result, RunConfig, build_student, last_checkpoint, observe_noise, read_records, run
+from adadfq_lab.records import read_records
+from adadfq_lab.run_folders import last_checkpoint
+from adadfq_lab.runs import Result, RunConfig, build_student, observe_noise, run
 from adadfq_lab.student_files import load_student
 from adadfq_lab.teachers import load_teacher
 
