@@ -28,9 +28,10 @@ from typing import Literal
 
 from tqdm import tqdm
 
-from adadfq_lab.engines import Engine, Local, Task
+from adadfq_lab.engines import Engine, InProcess, Local, Task
 from adadfq_lab.errors import UserError
 from adadfq_lab.files import write_atomically
+from adadfq_lab.methods import FILES, known_elsewhere
 from adadfq_lab.run_folders import last_checkpoint, round_of
 from adadfq_lab.runs import RunConfig, read_config, run
 
@@ -190,6 +191,12 @@ def play_grid(
     if workers < 1:
         raise UserError(f"workers must be at least 1, not {workers}")
     engine = engine or Local(workers)
+    alone = [config.method for config in configs if not known_elsewhere(config.method)]
+    if alone and not isinstance(engine, InProcess):
+        raise UserError(
+            f"the processes that play would not know the method {alone[0]!r}, which this one registered: name its file in the "
+            f"environment variable {FILES}, or use --engine inprocess"
+        )
     folders = prepare(configs, root)
     rounds = {folder: config.rounds for folder, config in zip(folders, configs, strict=True)}
     waiting = [folder for folder in rounds if state(folder) != "done"]
