@@ -63,7 +63,7 @@ def round_of(path: Path) -> int:
 
 
 def _read(path: Path, game: Game) -> Game:
-    resumed = Game.resume(path, teacher=game.teacher, device=str(game.device))
+    resumed = Game.resume(path, teacher=game.teacher, device=str(game.device), compile=game.forwards.how)
     if not same_run(resumed, game) or resumed.bounds != game.bounds or resumed.index != round_of(path):
         raise UserError(f"checkpoint {path} is of another run or round than its folder's")
     return resumed

@@ -28,6 +28,7 @@ from torch import Tensor
 from tqdm import tqdm
 from tyro.conf import Fixed, SuppressFixed
 
+from adadfq_lab.compiling import Compile
 from adadfq_lab.data import ImageSet, load_data
 from adadfq_lab.distributed import hand_out, receive
 from adadfq_lab.equations import Bounds
@@ -68,6 +69,8 @@ class RunConfig:
         fidelity: Which truth to follow where paper, released code and good sense differ.
         every_input: Also quantise layer inputs that no ReLU precedes.
         precision: float32, tf32 (CUDA) or bf16 (autocast).
+        compile: off; default has torch.compile make kernels for the networks, which takes minutes at the start and does not
+            pay on a CPU; graphs records CUDA graphs of them too, on a GPU only.
         device: auto takes a GPU where there is one.
         evaluate_every: Rounds between measurements of the student's accuracy; 0 measures only where the table needs it.
         save_every: Rounds between checkpoints; 0 saves only the last.
@@ -88,6 +91,7 @@ class RunConfig:
     fidelity: Literal["corrected", "paper", "released"] = "corrected"
     every_input: bool = False
     precision: Precision = "float32"
+    compile: Compile = "off"
     device: str = "auto"
     evaluate_every: int = 200
     save_every: int = 200
@@ -198,6 +202,7 @@ def build_game(config: RunConfig, teacher: Teacher) -> Game:
         fidelity=config.fidelity,
         gains_every=config.gains_every,
         precision=config.precision,
+        compile=config.compile,
         device=pick_device(config.device),
     )
 
@@ -362,7 +367,7 @@ def _claimed(folder: Path, config: RunConfig, resume: bool) -> Iterator[None]:
             raise UserError(f"another run is using {folder}; choose another --name, or wait for it") from None
         if path.exists() and not resume:
             raise UserError(f"{folder} already holds a run; continue it with --resume, or choose another --name")
-        if resume and read_config(path) != config:
+        if resume and dataclasses.replace(read_config(path), compile=config.compile) != config:
             raise UserError(f"{folder} holds a run of another configuration; give the options in {path}")
         for left in folder.iterdir():  # by a process that was killed while it wrote
             if _TEMPORARY.fullmatch(left.name):
