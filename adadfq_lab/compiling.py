@@ -48,7 +48,7 @@ class Forwards:
         self._compiled: dict[Callable[..., Any], Callable[..., Any]] = {}
 
     def begin(self) -> None:
-        """Says that a round begins: what CUDA graphs returned in the last one may be overwritten from here on."""
+        """Says that a round begins: from here on, and not before, what CUDA graphs returned in the last one is overwritten."""
         if self.how == "graphs":
             torch.compiler.cudagraph_mark_step_begin()
 
@@ -64,11 +64,10 @@ class Forwards:
         from torch._dynamo.exc import TorchDynamoException
 
         try:
-            out = self._compiled[function](*tensors)
+            return self._compiled[function](*tensors)
         except TorchDynamoException as error:
             reason = first_line(getattr(error, "inner_exception", error))
             raise UserError(f"torch.compile does not work here: {reason}; leave out --compile") from error
-        return _kept(out) if self.how == "graphs" else out
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Forwards":
         return Forwards(self.how, self.device)  # what is compiled here belongs to this game's modules
@@ -84,11 +83,3 @@ def _prepare() -> None:
 
     torch.compiler.reset()
     options.donated_buffer = False
-
-
-def _kept(out: Any) -> Any:
-    """`out`, copied where no backward pass is to come: the next CUDA graph would overwrite it."""
-    from torch.utils._pytree import tree_leaves, tree_map_only
-
-    awaited = any(isinstance(leaf, torch.Tensor) and leaf.requires_grad for leaf in tree_leaves(out))
-    return out if awaited else tree_map_only(torch.Tensor, torch.Tensor.clone, out)

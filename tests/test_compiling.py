@@ -108,12 +108,3 @@ def test_what_cannot_be_compiled_is_one_line(monkeypatch):
         tiny_game(compile="default").round()
     assert isinstance(caught.value.__cause__, BackendCompilerFailed)
     torch.compiler.reset()
-
-
-def test_what_a_cuda_graph_returns_is_copied_unless_it_is_to_be_differentiated(generator):
-    """The next graph would overwrite it; where a backward pass is pending, no next one begins."""
-    x = torch.randn(3, generator=generator)
-    (copied, pair) = compiling._kept((x, (x, 2)))
-    assert torch.equal(copied, x) and copied is not x and pair[0] is not x and pair[1] == 2
-    awaited = (x.clone().requires_grad_(), x)
-    assert all(a is b for a, b in zip(compiling._kept(awaited), awaited, strict=True))
