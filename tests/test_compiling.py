@@ -8,7 +8,7 @@ from adadfq_lab import cli, compiling
 from adadfq_lab.errors import UserError
 from adadfq_lab.files import load_tensors
 from adadfq_lab.game import Game
-from adadfq_lab.methods import every_method, make_method
+from adadfq_lab.methods import BEYOND, METHODS, make_method
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def both(name: str = "adadfq", **options: object) -> tuple[Game, Game]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", every_method())
+@pytest.mark.parametrize("name", METHODS | BEYOND)
 def test_a_compiled_round_is_the_round(name, traced):
     """Warm-up, observation and play, with gains: records and weights to the bit, for every method; one graph a forward."""
     from torch._dynamo.utils import counters
