@@ -1,14 +1,18 @@
 """Compiled rounds: the same numbers as plain ones, in graphs without a break, and games that do not remember it on disk."""
 
+import dataclasses
+
 import pytest
 import torch
-from tiny_games import WARMUP, changed, double, images_for, play, saved_teacher, state, tiny_game, tiny_teacher, twin
+from tiny_games import SCHEDULE, WARMUP, changed, double, images_for, play, saved_teacher, state, tiny_game, tiny_teacher, twin
 
 from adadfq_lab import cli, compiling
 from adadfq_lab.errors import UserError
 from adadfq_lab.files import load_tensors
-from adadfq_lab.game import Game
+from adadfq_lab.game import Game, Record
 from adadfq_lab.methods import BEYOND, METHODS, make_method
+from adadfq_lab.records import read_records
+from adadfq_lab.runs import RunConfig, read_config, run
 
 
 @pytest.fixture
@@ -63,6 +67,28 @@ def test_a_compiled_game_leaves_no_trace_on_disk(traced, tmp_path):
         copied = twin(game)
         ends += [state(play(game, 2)), state(play(copied, 2))]
     assert not any(changed(ends[0], end) for end in ends[1:])
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_or_without_compiling(traced, tmp_path, monkeypatch):
+    """Broken off plain and resumed compiled, it ends as if it had been plain from beginning to end; what it was stays open."""
+    saved_teacher(tmp_path / "t", classes=10)
+    images_for(tmp_path, "cifar10")
+    monkeypatch.setenv("ADADFQ_DATA", str(tmp_path))
+    plain = RunConfig(str(tmp_path / "t"), rounds=6, schedule=SCHEDULE, save_every=2, device="cpu")
+    compiled = dataclasses.replace(plain, compile="default")
+
+    def stop(record: Record) -> None:
+        if record.index == 3:
+            raise KeyboardInterrupt
+
+    run(plain, tmp_path / "whole", quiet=True, report=False)
+    with pytest.raises(KeyboardInterrupt):
+        run(plain, tmp_path / "run", quiet=True, on_record=stop)
+    run(compiled, tmp_path / "run", resume=True, quiet=True, report=False)
+    assert read_config(tmp_path / "run" / "config.json") == compiled
+    lines = [[line | {"seconds": 0} for line in read_records(tmp_path / name / "records.jsonl")] for name in ("whole", "run")]
+    assert lines[0] == lines[1] and len(lines[0]) == 6
 
 
 @pytest.mark.slow
