@@ -120,6 +120,13 @@ def test_cuda_graphs_need_cuda(tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "r").exists()
 
 
+def test_several_processes_are_not_compiled(monkeypatch):
+    """Their forwards exchange messages; it is said before a round is played."""
+    monkeypatch.setattr(compiling.distributed, "processes", lambda: 2)
+    with pytest.raises(UserError, match="several processes cannot be compiled; leave out --compile"):
+        compiling.Forwards("default", torch.device("cpu"))
+
+
 def test_what_cannot_be_compiled_is_one_line(monkeypatch):
     """A machine without what the compiler needs: what it said first, and what to do."""
     from torch._dynamo.exc import BackendCompilerFailed
