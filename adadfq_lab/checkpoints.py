@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from adadfq_lab.compiling import Compile
 from adadfq_lab.equations import Bounds
-from adadfq_lab.errors import UserError
+from adadfq_lab.errors import UserError, first_line
 from adadfq_lab.fidelity import Fidelity
 from adadfq_lab.fields import build
 from adadfq_lab.files import digest, load_tensors, save_tensors
@@ -108,12 +109,18 @@ def same_run(a: "Game", b: "Game") -> bool:
 
 
 def resume_game(
-    path: Path, *, teacher: Teacher | None = None, method: Method | None = None, device: str | torch.device = "cpu"
+    path: Path,
+    *,
+    teacher: Teacher | None = None,
+    method: Method | None = None,
+    device: str | torch.device = "cpu",
+    compile: Compile = "off",
 ) -> "Game":
     """The game that `Game.save` wrote to `path`: its next round is the round the saved game would have played next.
 
     teacher: needed unless it is a shipped one; its weights must be those the game was played with
     method:  needed only for a method that is not in METHODS
+    compile: as in Game, whatever the saved game was
 
     Raises UserError where the file is damaged or belongs to another teacher or method.
     """
@@ -143,6 +150,7 @@ def resume_game(
             fidelity=meta.fidelity,
             gains_every=meta.gains_every,
             precision=meta.precision,
+            compile=compile,
             device=device,
         )
         game.student.load_state_dict(_part("student", tensors))
@@ -153,8 +161,7 @@ def resume_game(
     except UserError:
         raise
     except (KeyError, RuntimeError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"{path} does not fit its own description: {reason}") from None
+        raise UserError(f"{path} does not fit its own description: {first_line(error)}") from None
     game.index, game.bounds, game.last_checkpoint = meta.index, meta.bounds, path
     left = game.index - 1  # the round whose setting of the observers is still in force; there is none before the first
     game.student.observing = left < 0 or method.observes(left, meta.schedule.warmup, meta.schedule.observe)

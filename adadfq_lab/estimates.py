@@ -28,7 +28,8 @@ from adadfq_lab.errors import UserError
 from adadfq_lab.evaluation import accuracy
 from adadfq_lab.game import Game
 from adadfq_lab.memory import forget_peak, out_of_memory, peak, smaller
-from adadfq_lab.runs import RecordLog, RunConfig, build_game, build_student, check_fits, observe_noise
+from adadfq_lab.records import RecordLog
+from adadfq_lab.runs import RunConfig, build_game, build_student, check_fits, observe_noise
 from adadfq_lab.teachers import Teacher, TeacherInfo, load_teacher
 from adadfq_lab.zoo import SHAPES, ZOO, build_network, imagenet_classes
 

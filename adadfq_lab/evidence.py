@@ -22,6 +22,7 @@ from adadfq_lab.figures import curves, histograms, image_grid
 from adadfq_lab.figures_game import bars, grid_map
 from adadfq_lab.history import Column, History
 from adadfq_lab.recordings import load_grid, load_recording, load_similarity
+from adadfq_lab.style import page
 
 
 @dataclass(frozen=True)
@@ -244,12 +245,10 @@ def evidence_page(found: Sequence[Evidence]) -> str:
     """One HTML page with claims, measurements, verdicts and figures, without a network."""
     from html import escape
 
-    parts = []
-    for i, one in enumerate(found):
+    parts: list[str | go.Figure] = []
+    for one in found:
         verdict = "supported" if one.supported else "not supported at this scale"
         numbers = "".join(f"<tr><td>{escape(k)}</td><td>{v:.4g}</td></tr>" for k, v in one.measured.items())
-        drawn = [fig.to_html(full_html=False, include_plotlyjs=not i and not j) for j, fig in enumerate(one.figures)]
         words = f"<h2>{one.name}: {verdict}</h2><p>{escape(one.claim)}</p><p>Supported if {escape(one.rule)}.</p>"
-        parts.append(f"{words}{''.join(drawn)}<table>{numbers}</table>")
-    style = "body{font:16px sans-serif;max-width:60rem;margin:auto;padding:1rem}td{padding:0 1rem 0 0}"
-    return f"<!doctype html><meta charset='utf-8'><title>Evidence</title><style>{style}</style>{''.join(parts)}"
+        parts += [words, *one.figures, f"<table>{numbers}</table>"]
+    return page("Evidence", parts)

@@ -1,7 +1,9 @@
 """Values from outside, from a file or a command line, as the types that a dataclass's fields ask for."""
 
 import dataclasses
+import json
 import types
+from contextlib import suppress
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from adadfq_lab.errors import UserError
@@ -33,6 +35,23 @@ def fitting(key: str, hint: Any, value: Any) -> Any:
             return value
     names = [" or ".join(map(str, get_args(k))) if get_origin(k) is Literal else getattr(k, "__name__", str(k)) for k in kinds]
     raise UserError(f"{key} does not take {value!r:.60}; it takes {' or '.join(names).replace('NoneType', 'nothing')}")
+
+
+def read(key: str, hint: Any, text: str) -> Any:
+    """`text`, off a command line, as a `hint`: what it says as JSON or, where that is nothing or does not fit, the text itself.
+
+    Raises UserError as `fitting` does.
+    """
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return fitting(key, hint, text)
+    try:
+        return fitting(key, hint, value)
+    except UserError:
+        with suppress(UserError):  # a name that looks like a number
+            return fitting(key, hint, text)
+        raise
 
 
 def build(kind: type[T], plain: Any) -> T:

@@ -6,7 +6,7 @@ from pathlib import Path
 import plotly.graph_objects as go
 
 from adadfq_lab.files import write_atomically
-from adadfq_lab.style import GREY, STUDENT, TEACHER, figure
+from adadfq_lab.style import GREY, STUDENT, TEACHER, figure, page
 from adadfq_lab.tables import Row, Summary, summaries
 
 
@@ -69,6 +69,4 @@ def write_table_figure(rows: Sequence[Row], path: Path) -> None:
     tables: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
         tables.setdefault((row.dataset, row.budget, row.fidelity, row.bits), []).append(row)
-    pages = [table_figure(part).to_html(full_html=False, include_plotlyjs=not i) for i, part in enumerate(tables.values())]
-    page = f"<!doctype html><meta charset='utf-8'><title>adadfq table</title>{''.join(pages)}"
-    write_atomically(path, page.encode())
+    write_atomically(path, page("adadfq table", map(table_figure, tables.values())).encode())

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from adadfq_lab import distributed
 from adadfq_lab.allocator import keep_freed_memory
+from adadfq_lab.compiling import Compile, Forwards
 from adadfq_lab.devices import to_device
 from adadfq_lab.equations import Bounds, disagreement_entropy
 from adadfq_lab.errors import UserError
@@ -137,6 +138,7 @@ class Game:
     gains_every: measure gain_g and gain_q every so many rounds (0: never); each time costs about half a round's forwards
     check_every: look for non-finite losses every so many rounds; 0 lets the device decide: 1 on a CPU, 25 elsewhere
     precision:   "float32", "tf32" (CUDA's fast float32) or "bf16" (autocast)
+    compile:     "off", "default" (torch.compile) or "graphs" (and CUDA graphs): see `compiling`; not part of what is saved
 
     `bounds` may be set at any time and counts from the next round on. Raises UserError where P and Q disagree on classes.
     """
@@ -153,9 +155,11 @@ class Game:
         gains_every: int = 0,
         check_every: int = 0,
         precision: Precision = "float32",
+        compile: Compile = "off",
         device: str | torch.device = "cpu",
     ) -> None:
         self.device = torch.device(device)
+        self.forwards = Forwards(compile, self.device)
         keep_freed_memory()
         self.teacher, self.student, self.method = teacher.to(self.device), student.to(self.device), method
         self.schedule, self.seed, self.gains_every = schedule or Schedule(), seed, gains_every
@@ -233,6 +237,7 @@ class Game:
         self.student.observing = self.method.observes(index, s.warmup, s.observe)
         if self.method.ranges == "fitted" and not warm:
             self.student.stop_clipped_gradients()
+        self.forwards.begin()
         noise, labels = self._draw()
         z, y = distributed.shard(noise), distributed.shard(labels)
         learns = self.method.steps_generator(index, s.warmup)
@@ -240,9 +245,9 @@ class Game:
         try:
             with self._autocast():
                 with torch.set_grad_enabled(learns):
-                    made = self.generator(z, y)
+                    made = self.forwards(self.generator, z, y)
                 x = made.detach().contiguous(memory_format=torch.channels_last).requires_grad_(learns)
-                z_p, statistics, f_p = self.observed_teacher.look(x)
+                z_p, statistics, f_p = self.forwards(self.observed_teacher.look, x)
                 with torch.set_grad_enabled(uses_student or not warm), self._batch_norm(follow=True):
                     z_q, f_q = self._look(x if uses_student else x.detach())
             notes = self.generator.notes(noise, labels)
@@ -302,7 +307,10 @@ class Game:
 
     def _look(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Q's logits and, where the method asks for them, its features."""
-        return (self.student(x), ()) if self._observed_student is None else self._observed_student(x)
+        if self._observed_student is None:
+            return self.forwards(self.student, x), ()
+        z_q, features = self.forwards(self._observed_student, x)
+        return z_q, features
 
     def _batch_norm(self, *, follow: bool) -> AbstractContextManager[Any]:
         """Q's batch norms as the method has them; `follow`: whether running statistics may move."""
@@ -367,11 +375,18 @@ class Game:
         self.last_checkpoint = path
 
     @staticmethod
-    def resume(path: Path, *, teacher: Teacher | None = None, method: Method | None = None, device: str = "cpu") -> "Game":
+    def resume(
+        path: Path,
+        *,
+        teacher: Teacher | None = None,
+        method: Method | None = None,
+        device: str = "cpu",
+        compile: Compile = "off",
+    ) -> "Game":
         """The game saved at `path`, as it was: see `checkpoints.resume_game`."""
         from adadfq_lab.checkpoints import resume_game
 
-        return resume_game(path, teacher=teacher, method=method, device=device)
+        return resume_game(path, teacher=teacher, method=method, device=device, compile=compile)
 
     # When it goes wrong
 

@@ -28,10 +28,12 @@ from typing import Literal
 
 from tqdm import tqdm
 
-from adadfq_lab.engines import Engine, Local, Task
+from adadfq_lab.engines import Engine, InProcess, Local, Task
 from adadfq_lab.errors import UserError
 from adadfq_lab.files import write_atomically
-from adadfq_lab.runs import RunConfig, last_checkpoint, read_config, run
+from adadfq_lab.methods import FILES, known_elsewhere
+from adadfq_lab.run_folders import last_checkpoint, round_of
+from adadfq_lab.runs import RunConfig, read_config, run
 
 State = Literal["done", "running", "failed", "stopped", "waiting"]
 ATTEMPTS = 3
@@ -135,7 +137,7 @@ def play_one(folder: Path, *, quiet: bool = False) -> bool:
         resume = any(folder.glob("round_*.ckpt"))
         if not resume:
             (folder / "config.json").unlink(missing_ok=True)  # killed before its first checkpoint: nothing to continue
-        begun = int(last_checkpoint(folder).stem.removeprefix("round_")) if resume else 0
+        begun = round_of(last_checkpoint(folder)) if resume else 0
         session = {"host": socket.gethostname(), "pid": os.getpid(), "slurm": _slurm_job(), "round": begun, "time": time.time()}
         with (folder / "sessions.jsonl").open("a") as sessions:
             sessions.write(json.dumps(session) + "\n")
@@ -189,6 +191,12 @@ def play_grid(
     if workers < 1:
         raise UserError(f"workers must be at least 1, not {workers}")
     engine = engine or Local(workers)
+    alone = [config.method for config in configs if not known_elsewhere(config.method)]
+    if alone and not isinstance(engine, InProcess):
+        raise UserError(
+            f"the processes that play would not know the method {alone[0]!r}, which this one registered: name its file in the "
+            f"environment variable {FILES}, or use --engine inprocess"
+        )
     folders = prepare(configs, root)
     rounds = {folder: config.rounds for folder, config in zip(folders, configs, strict=True)}
     waiting = [folder for folder in rounds if state(folder) != "done"]

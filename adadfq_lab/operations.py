@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from adadfq_lab.errors import UserError
+from adadfq_lab.errors import UserError, first_line
 from adadfq_lab.layers import QuantConv2d, QuantLinear
 from adadfq_lab.quantizer import QuantActivation
 from adadfq_lab.student import Student
@@ -106,12 +106,8 @@ def _record(student: Student, x: Tensor) -> dict[fx.Node, Any]:
         with student.frozen():
             recorder.run(x)
     except (RuntimeError, ValueError, TypeError) as error:
-        raise UserError(f"the student does not take images of shape {tuple(x.shape[1:])}: {_first_line(error)}") from None
+        raise UserError(f"the student does not take images of shape {tuple(x.shape[1:])}: {first_line(error)}") from None
     return recorder.values
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def forward_values(student: Student, x: Tensor) -> dict[str, Tensor]:

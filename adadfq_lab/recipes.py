@@ -12,7 +12,6 @@ differ, the configuration stands here, since the published figures came out of i
 """
 
 import dataclasses
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from adadfq_lab.errors import UserError
-from adadfq_lab.fields import fitting
+from adadfq_lab.fields import read
 from adadfq_lab.game import Schedule
 from adadfq_lab.methods import METHODS, make_method
 from adadfq_lab.runs import RunConfig, read_config
@@ -270,21 +269,17 @@ def override(config: RunConfig, *changes: str) -> RunConfig:
         key, equals, text = change.partition("=")
         if not equals:
             raise UserError(f"--set takes key=value, not {change!r}")
-        try:
-            value = json.loads(text)
-        except json.JSONDecodeError:
-            value = text
         run, schedule = get_type_hints(RunConfig), get_type_hints(Schedule)
         key = key.removeprefix("schedule.")
         if key in run and key not in ("schedule", "settings"):
-            config = dataclasses.replace(config, **{key: fitting(key, run[key], value)})
+            config = dataclasses.replace(config, **{key: read(key, run[key], text)})
         elif key in schedule:
-            new = dataclasses.replace(config.schedule, **{key: fitting(key, schedule[key], value)})
+            new = dataclasses.replace(config.schedule, **{key: read(key, schedule[key], text)})
             config = dataclasses.replace(config, schedule=new)
         else:
             key = key.removeprefix("settings.")
             usual = make_method(config.method).settings.get(key)
-            value = value if usual is None else fitting(key, type(usual), value)
-            config = dataclasses.replace(config, settings=config.settings | {key: value})
+            kind = Any if usual is None else type(usual)
+            config = dataclasses.replace(config, settings=config.settings | {key: read(key, kind, text)})
     make_method(config.method, **config.settings)
     return config

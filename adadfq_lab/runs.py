@@ -11,16 +11,14 @@
 """
 
 import dataclasses
-import errno
 import fcntl
 import json
-import os
 import re
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -30,7 +28,7 @@ from torch import Tensor
 from tqdm import tqdm
 from tyro.conf import Fixed, SuppressFixed
 
-from adadfq_lab.checkpoints import same_run
+from adadfq_lab.compiling import Compile
 from adadfq_lab.data import ImageSet, load_data
 from adadfq_lab.distributed import hand_out, receive
 from adadfq_lab.equations import Bounds
@@ -43,6 +41,8 @@ from adadfq_lab.game import Game, Precision, Record, Schedule
 from adadfq_lab.interrupts import interrupts_wait
 from adadfq_lab.memory import offer, out_of_memory
 from adadfq_lab.methods import make_method
+from adadfq_lab.records import RecordLog
+from adadfq_lab.run_folders import checkpoints, full_disk, resumed, save_checkpoint
 from adadfq_lab.student import Student, quantize
 from adadfq_lab.student_files import save_student
 from adadfq_lab.teachers import Teacher, load_teacher
@@ -69,6 +69,8 @@ class RunConfig:
         fidelity: Which truth to follow where paper, released code and good sense differ.
         every_input: Also quantise layer inputs that no ReLU precedes.
         precision: float32, tf32 (CUDA) or bf16 (autocast).
+        compile: off; default has torch.compile make kernels for the networks, which takes minutes at the start and does not
+            pay on a CPU; graphs records CUDA graphs of them too, on a GPU only.
         device: auto takes a GPU where there is one.
         evaluate_every: Rounds between measurements of the student's accuracy; 0 measures only where the table needs it.
         save_every: Rounds between checkpoints; 0 saves only the last.
@@ -89,6 +91,7 @@ class RunConfig:
     fidelity: Literal["corrected", "paper", "released"] = "corrected"
     every_input: bool = False
     precision: Precision = "float32"
+    compile: Compile = "off"
     device: str = "auto"
     evaluate_every: int = 200
     save_every: int = 200
@@ -199,6 +202,7 @@ def build_game(config: RunConfig, teacher: Teacher) -> Game:
         fidelity=config.fidelity,
         gains_every=config.gains_every,
         precision=config.precision,
+        compile=config.compile,
         device=pick_device(config.device),
     )
 
@@ -229,10 +233,10 @@ def run(
     game = build_game(config, teacher)  # before the folder is touched: a wrong option leaves nothing behind
     resume = resume or from_round is not None
     with _claimed(folder, config, resume):
-        if resume and (_checkpoints(folder) or (folder / "records.jsonl").exists()):
-            game = _resumed(folder, game, from_round)
+        if resume and (checkpoints(folder) or (folder / "records.jsonl").exists()):
+            game = resumed(folder, game, from_round)
         else:
-            _checkpoint(game, folder)
+            save_checkpoint(game, folder)
         if game.last_checkpoint:
             hand_out(game.last_checkpoint)
         try:
@@ -306,7 +310,7 @@ def _play(
                 log.write(record, extra)
                 if config.save_every and done % config.save_every == 0 and done < config.rounds:
                     log.sync()
-                    _checkpoint(game, folder)
+                    save_checkpoint(game, folder)
                 if on_record:
                     on_record(record)
                 progress.update()
@@ -314,10 +318,10 @@ def _play(
                     progress.set_postfix_str(_live(record, latest), refresh=False)
                 interrupt()
             log.sync()
-            _checkpoint(game, folder)
+            save_checkpoint(game, folder)
     except KeyboardInterrupt:
         log.sync()
-        _checkpoint(game, folder)
+        save_checkpoint(game, folder)
         raise
     finally:
         log.close()
@@ -345,73 +349,6 @@ def _live(record: Record, latest: Accuracy | None) -> str:
     return text + (f", accuracy {latest.top1:.1f} %" if latest else "")
 
 
-def _checkpoint(game: Game, folder: Path) -> None:
-    """Saves the game and keeps the last two checkpoints."""
-    game.save(checkpoint_path(folder, game.index))
-    for old in _checkpoints(folder)[:-2]:
-        old.unlink()
-
-
-def checkpoint_path(folder: Path, index: int) -> Path:
-    """The checkpoint of a run before round `index`."""
-    return folder / f"round_{index:06d}.ckpt"
-
-
-def _checkpoints(folder: Path) -> list[Path]:
-    """A run's checkpoints, the oldest first."""
-    return sorted(folder.glob("round_*.ckpt"), key=lambda path: (len(path.name), path.name))
-
-
-def last_checkpoint(folder: Path) -> Path:
-    """The newest checkpoint of a run; raises UserError where there is none."""
-    found = _checkpoints(folder)
-    if not found:
-        raise UserError(f"{folder} has no checkpoint to resume from; remove it, or choose another --name")
-    return found[-1]
-
-
-def _resumed(folder: Path, game: Game, from_round: int | None) -> Game:
-    """The saved game of the run whose first round `game` stands before; newer checkpoints are removed once it is read.
-
-    Raises UserError where the checkpoint is missing, damaged or of another run, and names an older one that is intact.
-    """
-    path = last_checkpoint(folder) if from_round is None else checkpoint_path(folder, from_round)
-    there = _checkpoints(folder)
-    if path not in there:
-        names = " and ".join(str(_round(p)) for p in there)
-        raise UserError(f"{folder} has no checkpoint of round {from_round}; give --from one of those it has: {names}")
-    try:
-        resumed = _read(path, game)
-    except UserError as error:
-        older = next((p for p in reversed(there) if p != path and _intact(p, game)), None)
-        if older is None:
-            raise UserError(f"{error}; no other checkpoint of {folder} is intact: start again under another --name") from None
-        hint = f"{older.name} is intact: adadfq train --resume {folder} --from {_round(older)}"
-        raise UserError(f"{error}; {hint}") from None
-    for newer in there[there.index(path) + 1 :]:
-        newer.unlink()
-    return resumed
-
-
-def _round(path: Path) -> int:
-    return int(path.stem.removeprefix("round_"))
-
-
-def _read(path: Path, game: Game) -> Game:
-    resumed = Game.resume(path, teacher=game.teacher, device=str(game.device))
-    if not same_run(resumed, game) or resumed.bounds != game.bounds or resumed.index != _round(path):
-        raise UserError(f"checkpoint {path} is of another run or round than its folder's")
-    return resumed
-
-
-def _intact(path: Path, game: Game) -> bool:
-    try:
-        _read(path, game)
-    except UserError:
-        return False
-    return True
-
-
 @contextmanager
 def _claimed(folder: Path, config: RunConfig, resume: bool) -> Iterator[None]:
     """Makes the folder and keeps other runs out of it; refuses one that holds another configuration."""
@@ -423,14 +360,14 @@ def _claimed(folder: Path, config: RunConfig, resume: bool) -> Iterator[None]:
         lock = (folder / ".lock").open("a")
     except OSError as error:
         raise UserError(f"cannot write to the run folder {folder}: {error.strerror}; choose another with --name") from None
-    with lock, _full_disk(folder):
+    with lock, full_disk(folder):
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UserError(f"another run is using {folder}; choose another --name, or wait for it") from None
         if path.exists() and not resume:
             raise UserError(f"{folder} already holds a run; continue it with --resume, or choose another --name")
-        if resume and read_config(path) != config:
+        if resume and dataclasses.replace(read_config(path), compile=config.compile) != config:
             raise UserError(f"{folder} holds a run of another configuration; give the options in {path}")
         for left in folder.iterdir():  # by a process that was killed while it wrote
             if _TEMPORARY.fullmatch(left.name):
@@ -444,94 +381,12 @@ _TEMPORARY = re.compile(
 )
 
 
-@contextmanager
-def _full_disk(folder: Path) -> Iterator[None]:
-    """Turns what a full or failing disk raises into one line; what was saved before is whole."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS):
-            raise
-        raise UserError(
-            f"cannot write to {folder}: {error.strerror}; make room, then: adadfq train --resume {folder}"
-        ) from None
-
-
 def read_config(path: Path) -> RunConfig:
     """The configuration in a run's config.json; raises UserError where it is none."""
     try:
         return RunConfig.from_json(json.loads(path.read_bytes()))
     except (ValueError, AttributeError, TypeError, RecursionError):
         raise UserError(f"{path} is damaged or of another version of adadfq; choose another --name") from None
-
-
-class RecordLog:
-    """records.jsonl: one JSON object a line, appended round by round; on resuming, lines of unsaved rounds are dropped.
-
-    every: rounds that are written together, so that an accelerator is not waited for after each
-    """
-
-    def __init__(self, path: Path, index: int, *, every: int = 1) -> None:
-        self._waiting: list[tuple[Record, dict[str, Any]]] = []
-        self._every = every
-        self.past = [line for line in read_records(path) if line["round"] < index] if path.exists() else []
-        try:
-            self.seconds = float(self.past[-1].get("seconds", 0.0)) if self.past else 0.0
-            """Seconds played before this session."""
-            self._found = {n: [build(Accuracy, line[n]) for line in self.past if n in line] for n in ("calibrated", "accuracy")}
-        except (TypeError, ValueError):
-            raise UserError(f"a measurement in {path} is damaged; remove that line to play on without it") from None
-        write_atomically(path, "".join(json.dumps(line) + "\n" for line in self.past).encode())
-        self._file = path.open("a")
-
-    def measured(self, name: str) -> Accuracy | None:
-        """The last "calibrated" or "accuracy" of earlier sessions."""
-        return self._found[name][-1] if self._found[name] else None
-
-    def best(self) -> Accuracy | None:
-        """The highest accuracy of earlier sessions."""
-        return max(self._found["accuracy"], key=lambda a: a.top1, default=None)
-
-    def write(self, record: Record, extra: dict[str, Any]) -> None:
-        """Appends a record and what else was measured in its round."""
-        self._waiting.append((record, {k: dataclasses.asdict(v) if isinstance(v, Accuracy) else v for k, v in extra.items()}))
-        if len(self._waiting) >= self._every:
-            self.flush()
-
-    def flush(self) -> None:
-        """Writes what waits."""
-        waiting, self._waiting = self._waiting, []
-        self._file.write("".join(json.dumps(record.as_json() | extra) + "\n" for record, extra in waiting))
-        self._file.flush()
-
-    def sync(self) -> None:
-        """Writes what waits and has it reach the disk: a checkpoint must not know of rounds that the log does not."""
-        self.flush()
-        os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        """Writes what waits and closes the file, on a full disk too."""
-        try:
-            self.flush()
-        finally:
-            with suppress(OSError):
-                self._file.close()
-
-
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """The lines of a records.jsonl; a last line that was cut off is left out. Raises UserError for one in the middle."""
-    lines = path.read_bytes().splitlines()
-    records = []
-    for i, line in enumerate(lines):
-        try:
-            record = json.loads(line)
-            if not isinstance(record, dict) or type(record["round"]) is not int:
-                raise ValueError("no record")
-            records.append(record)
-        except (ValueError, KeyError, RecursionError):
-            if i < len(lines) - 1:
-                raise UserError(f"line {i + 1} of {path} is damaged") from None
-    return records
 
 
 def sample_images(game: Game, teacher: Teacher, per_class: int = 4, classes: tuple[int, ...] = ()) -> Tensor:

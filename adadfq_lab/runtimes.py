@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from adadfq_lab.errors import UserError
+from adadfq_lab.errors import UserError, first_line
 from adadfq_lab.export import import_extra
 from adadfq_lab.onnx_layers import IMAGES, LOGITS
 
@@ -40,7 +40,7 @@ class Loaded:
             logits = torch.from_numpy(self.call(images.contiguous().numpy()))
         except Exception as error:  # of a dozen types without a common base: a file tampered with, or images of another shape
             shape = tuple(images.shape[1:])
-            raise UserError(f"{self.path} does not run on images of shape {shape}: {_first_line(error)}") from None
+            raise UserError(f"{self.path} does not run on images of shape {shape}: {first_line(error)}") from None
         if logits.dim() != 2 or len(logits) != len(images) or not logits.shape[1]:
             raise UserError(f"{self.path} makes {tuple(logits.shape)} of {len(images)} images, which are no logits")
         return logits
@@ -72,7 +72,7 @@ def _onnxruntime(path: Path) -> Loaded:
             providers = ["CPUExecutionProvider"]
             session = runtime.InferenceSession(path.read_bytes(), options, providers=providers, enable_fallback=0)
         except Exception as error:  # of a dozen types without a common base, whatever a malformed graph sets off
-            raise UserError(f"ONNX Runtime does not load {path}: {_first_line(error)}") from None
+            raise UserError(f"ONNX Runtime does not load {path}: {first_line(error)}") from None
         executed = onnx.load(options.optimized_model_filepath)
     return Loaded(path, lambda images: session.run([LOGITS], {IMAGES: images})[0], Counter(_op_types(executed.graph)))
 
@@ -94,14 +94,10 @@ def _openvino(path: Path) -> Loaded:
     try:
         model = core.compile_model(core.read_model(path), "CPU")
     except Exception as error:  # as above
-        raise UserError(f"OpenVINO does not load {path}: {_first_line(error)}") from None
+        raise UserError(f"OpenVINO does not load {path}: {first_line(error)}") from None
     executed: Counter[str] = Counter()
     for node in model.get_runtime_model().get_ops():
         facts = node.get_rt_info()
         kind, precision = (facts[key].astype(str) for key in ("layerType", "runtimePrecision"))
         executed[f"{kind} {precision}" if kind in ("Convolution", "FullyConnected") else kind] += 1
     return Loaded(path, lambda images: model(images)[0], executed)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from adadfq_lab.errors import UserError
+from adadfq_lab.errors import UserError, first_line
 from adadfq_lab.layers import QuantConv2d, QuantLayer, quantized_layer
 from adadfq_lab.quantizer import BitWidths, QuantActivation, RangeRule, Ste, ZeroPoint
 from adadfq_lab.teachers import Teacher
@@ -230,9 +230,10 @@ def _trace(root: nn.Module) -> fx.Graph:
         with TRACING:
             return tracer.trace(root)
     except Exception as error:  # whatever foreign code raises while it is traced
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         place = f"module {tracer.where!r} of {type(root).__name__}" if tracer.where else type(root).__name__
-        raise UserError(f"cannot trace {place}: {reason}; its forward must not depend on the values of its input") from error
+        raise UserError(
+            f"cannot trace {place}: {first_line(error)}; its forward must not depend on the values of its input"
+        ) from error
 
 
 def _out_of_place(module: fx.GraphModule) -> None:

@@ -7,33 +7,31 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args
 
 from adadfq_lab.errors import UserError
-from adadfq_lab.game import Schedule
 from adadfq_lab.grids import State, rounds_done, state
 from adadfq_lab.methods import make_method
 from adadfq_lab.quantizer import BitWidths
+from adadfq_lab.recipes import override
 from adadfq_lab.runs import RunConfig, read_config
 
 
 def combinations(config: RunConfig, vary: Sequence[str]) -> list[RunConfig]:
     """`config` with every combination of values, the last option changing fastest.
 
-    vary: "NAME=VALUE,VALUE" each; NAME is a field of RunConfig or of its schedule, as on the command line: lower, batch
+    vary: "NAME=VALUE,VALUE" each; NAME and VALUE as `recipes.override` takes them: lower, batch, alpha_ds
 
     Combinations in which lower is not below upper are left out. Raises UserError for an unknown name, a value that does not
     fit, or where nothing is left.
     """
     axes = [_axis(text) for text in vary]
-    names = [name for name, _ in axes]
-    if twice := [name for name, count in Counter(names).items() if count > 1]:
+    names = Counter(name for name, _ in axes)
+    if twice := [name for name, count in names.items() if count > 1]:
         raise UserError(f"{twice[0]} is varied twice; give all its values at once")
     found = []
     for values in itertools.product(*(values for _, values in axes)):
-        told = dict(zip(names, values, strict=True))
-        inner = {name: told.pop(name) for name in names if name in _SCHEDULE}
-        one = dataclasses.replace(config, **told, schedule=dataclasses.replace(config.schedule, **inner))
+        one = override(config, *(f"{name}={value}" for name, value in zip(names, values, strict=True)))
         usual = make_method(one.method).bounds
         BitWidths.parse(one.bits)
         lower, upper = (own if told is None else told for own, told in ((usual.lower, one.lower), (usual.upper, one.upper)))
@@ -44,34 +42,11 @@ def combinations(config: RunConfig, vary: Sequence[str]) -> list[RunConfig]:
     return found
 
 
-_SCHEDULE = get_type_hints(Schedule)
-
-
-def _axis(text: str) -> tuple[str, list[Any]]:
+def _axis(text: str) -> tuple[str, list[str]]:
     name, sign, values = text.partition("=")
-    name = name.replace("-", "_")
-    kinds = _SCHEDULE | get_type_hints(RunConfig)
-    if not sign or name not in kinds or name == "schedule":
+    if not (sign and name):
         raise UserError(f"{text!r} varies nothing; write NAME=VALUE,VALUE with a name as in --help, such as lower=0,0.1,0.2")
-    return name, [_value(name, kinds[name], value) for value in values.split(",")]
-
-
-def _value(name: str, kind: Any, text: str) -> Any:
-    """`text` as a value of the type `kind`; a Literal takes one of its own, X | None takes an X."""
-    choices = get_args(kind)
-    if choices and all(isinstance(choice, str) for choice in choices):
-        if text not in choices:
-            raise UserError(f"{text!r} is no {name}; choose from {', '.join(choices)}")
-        return text
-    plain = next((choice for choice in choices if choice is not type(None)), kind)
-    if plain is bool and text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    try:
-        if plain in (int, float, str):
-            return plain(text)
-    except ValueError:
-        pass
-    raise UserError(f"{text!r} is no value of {name}, which is {getattr(plain, '__name__', plain)}")
+    return name.replace("-", "_"), values.split(",")
 
 
 @dataclass(frozen=True)
@@ -115,9 +90,9 @@ def varied(rows: Sequence[Status]) -> dict[Path, dict[str, Any]]:
     flat = []
     for row in rows:
         plain = row.config.as_json()
-        flat.append(plain | plain.pop("schedule"))
-    names = [name for name in flat[0] if len({str(one[name]) for one in flat}) > 1]
-    return {row.folder: {name: one[name] for name in names} for row, one in zip(rows, flat, strict=True)}
+        flat.append(plain | plain.pop("schedule") | plain.pop("settings"))
+    names = [name for name in dict.fromkeys(itertools.chain(*flat)) if len({str(one.get(name)) for one in flat}) > 1]
+    return {row.folder: {name: one.get(name) for name in names} for row, one in zip(rows, flat, strict=True)}
 
 
 def counts(rows: Sequence[Status]) -> dict[State, int]:

@@ -12,8 +12,11 @@ import pytest
 import torch
 
 import adadfq_lab as lab
-from adadfq_lab import tables
-from adadfq_lab.methods import METHODS, Method
+from adadfq_lab import cli, grids, methods, tables
+from adadfq_lab.engines import InProcess, Local
+from adadfq_lab.errors import UserError
+from adadfq_lab.methods import FILES, METHODS, Method
+from adadfq_lab.runs import RunConfig
 from adadfq_lab.tables import Budget
 
 PAGE = (Path(__file__).parents[1] / "docs" / "add_a_method.md").read_text(encoding="utf-8")
@@ -21,8 +24,10 @@ BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 
 @pytest.fixture
-def methods_as_they_were():
+def methods_as_they_were(monkeypatch):
     before = dict(METHODS)
+    monkeypatch.setattr(methods, "_read", set())
+    monkeypatch.setattr(methods, "_only_here", set())
     yield
     METHODS.clear()
     METHODS.update(before)
@@ -58,12 +63,41 @@ def test_the_page_runs_and_the_method_is_what_it_says(page):
 
 def test_every_argument_and_command_named_exists():
     """The table's arguments are fields of Method, the round's are there, and the commands are adadfq's."""
-    from adadfq_lab.cli import COMMANDS
-
     named = set(re.findall(r"`(\w+)=", PAGE.partition("| argument")[2].partition("\n## ")[0]))
     assert named and named <= {field.name for field in fields(Method)}
     assert set(re.findall(r"`r\.(\w+)`", PAGE)) <= set(dir(lab.Round)) | {field.name for field in fields(lab.Round)}
-    assert set(re.findall(r"python border.py ([a-z-]+)", PAGE)) == {"methods", "train"} <= set(COMMANDS)
+    assert set(re.findall(r"python border.py ([a-z-]+)", PAGE)) == {"methods", "train"} <= set(cli.COMMANDS)
+    assert set(re.findall(r"adadfq (table|grid)", PAGE)) == {"table", "grid"} and FILES in PAGE
+
+
+def test_a_method_of_this_process_alone_is_not_handed_to_others(page, tmp_path, monkeypatch):
+    """One line, before a folder is made; in this process it is played; a file that is named is known everywhere."""
+    config = RunConfig(method="border")
+    with pytest.raises(UserError, match=f"would not know the method 'border'.*{FILES}, or use --engine inprocess"):
+        grids.play_grid([config], tmp_path / "grid", engine=Local(1), quiet=True)
+    assert not (tmp_path / "grid").exists()
+    monkeypatch.setattr(grids, "prepare", lambda configs, root: pytest.fail("reached"))
+    with pytest.raises(pytest.fail.Exception, match="reached"):
+        grids.play_grid([config], tmp_path / "grid", engine=InProcess(), quiet=True)
+
+
+def test_a_file_that_the_environment_names_registers_its_methods(methods_as_they_were, tmp_path, monkeypatch, capsys):
+    """By name, with its settings, in the list; it is run once, and not as a program; one that fails is named in a line."""
+    path = tmp_path / "border.py"
+    path.write_text(BLOCKS[0] + "\nprint('read')\n")
+    monkeypatch.setenv(FILES, str(path))
+    assert lab.make_method("border", weight=0.3).settings == lab.make_method("Border", weight=0.3).settings
+    assert methods.known_elsewhere("border")
+    cli.main(["methods"])
+    out = capsys.readouterr().out
+    assert out.count("read\n") == 1 and "border     generate images between two classes" in out
+    path.write_text("import nothing_of_the_kind\n")
+    monkeypatch.setenv(FILES, str(path) + os.pathsep + str(tmp_path / "other.py"))
+    methods._read.clear()
+    for _ in range(2):
+        with pytest.raises(UserError, match=rf"^{path}, which {FILES} names, cannot be loaded: No module named") as caught:
+            lab.make_method("border")
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.slow
@@ -78,6 +112,20 @@ def test_the_program_lists_and_trains_its_method(tmp_path):
         if "methods" in words:
             assert "border     generate images between two classes" in ran.stdout
     assert (tmp_path / "runs" / "border" / "result.json").exists()
+
+
+@pytest.mark.slow
+def test_processes_of_a_grid_know_it(tmp_path):
+    """The grid of the page, in short: a run for each weight, played by processes of their own."""
+    (tmp_path / "border.py").write_text(BLOCKS[0])
+    (command,) = re.findall(r"^adadfq (grid .*)$", PAGE, re.MULTILINE)
+    words = command.replace("--rounds 600", "--rounds 3 --warmup 2").replace("0.03,0.1,0.3", "0.1,0.3").split()
+    here = os.environ | {"PYTHONPATH": str(Path(lab.__file__).parents[1]), FILES: str(tmp_path / "border.py")}
+    ran = subprocess.run(
+        [sys.executable, "-m", "adadfq_lab", *words], cwd=tmp_path, env=here, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert "2 done" in ran.stdout and len(list(tmp_path.glob("runs/weights/border-*/result.json"))) == 2
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from adadfq_lab.data import load_data
 from adadfq_lab.evaluation import accuracy
 from adadfq_lab.fidelity import CHOICES
 from adadfq_lab.methods import METHODS, Round, Terms, adadfq, every_method
-from adadfq_lab.runs import read_records
+from adadfq_lab.records import read_records
 from adadfq_lab.teachers import load_teacher
 
 ROUNDS = OBSERVE + 1

@@ -20,7 +20,8 @@ from adadfq_lab import distributed
 from adadfq_lab.distributed import launched
 from adadfq_lab.game import Schedule
 from adadfq_lab.grids import rounds_done
-from adadfq_lab.runs import RunConfig, read_records, run
+from adadfq_lab.records import read_records
+from adadfq_lab.runs import RunConfig, run
 
 HERE = Path(__file__).parent
 

@@ -24,7 +24,9 @@ from adadfq_lab.errors import UserError
 from adadfq_lab.files import load_tensors
 from adadfq_lab.game import Record
 from adadfq_lab.methods import METHODS, adadfq
-from adadfq_lab.runs import RunConfig, checkpoint_path, last_checkpoint, read_records, run
+from adadfq_lab.records import read_records
+from adadfq_lab.run_folders import checkpoint_path, last_checkpoint
+from adadfq_lab.runs import RunConfig, run
 
 
 @pytest.fixture(scope="module")

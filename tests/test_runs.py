@@ -5,6 +5,8 @@ import json
 import os
 import signal
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,14 @@ from tiny_games import OBSERVE, SCHEDULE, SHAPE, WARMUP, images_for, saved_teach
 
 from adadfq_lab.data import load_data
 from adadfq_lab.errors import UserError
-from adadfq_lab.evaluation import Accuracy
+from adadfq_lab.evaluation import Accuracy, accuracy
 from adadfq_lab.files import load_tensors
-from adadfq_lab.game import Record, Schedule
+from adadfq_lab.game import Game, Record, Schedule
 from adadfq_lab.interrupts import interrupts_wait
 from adadfq_lab.methods import METHODS, Round, Terms, adadfq
-from adadfq_lab.runs import Result, RunConfig, build_student, last_checkpoint, observe_noise, read_records, run
+from adadfq_lab.records import read_records
+from adadfq_lab.run_folders import last_checkpoint
+from adadfq_lab.runs import Result, RunConfig, build_student, observe_noise, run
 from adadfq_lab.student_files import load_student
 from adadfq_lab.teachers import load_teacher
 
@@ -439,3 +443,35 @@ def test_a_damaged_line_of_records_is_named(tmp_path):
     path.write_text('{"round": 0}\n{"rou\n{"round": 2}\n')
     with pytest.raises(UserError, match=r"line 2 of .*records\.jsonl is damaged"):
         read_records(path)
+
+
+@pytest.mark.slow
+def test_what_a_run_adds_to_its_rounds_is_less_than_a_twentieth(tmp_path, monkeypatch):
+    """Log, progress, checkpoints: processor time of two hundred rounds at the usual settings, less that of the rounds alone.
+
+    Measurements of the accuracy are counted out: how often they happen is the user's choice.
+    """
+    spent = {"rounds": 0.0, "accuracy": 0.0, "loop": 0.0}
+
+    def timed(what: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*args: Any, **named: Any) -> Any:
+            begun = time.process_time()
+            try:
+                return call(*args, **named)
+            finally:
+                spent[what] += time.process_time() - begun
+
+        return wrapped
+
+    def begins(record: Record) -> None:
+        if record.index == 0:
+            spent.update(rounds=0.0, accuracy=0.0, loop=-time.process_time())
+        elif record.index == 200:
+            spent["loop"] += time.process_time()
+
+    monkeypatch.setattr(Game, "round", timed("rounds", Game.round))
+    monkeypatch.setattr("adadfq_lab.runs.accuracy", timed("accuracy", accuracy))
+    run(RunConfig(stub=True, rounds=201, device="cpu", evaluate_every=0), tmp_path / "run", on_record=begins, report=False)
+    added = spent["loop"] - spent["accuracy"] - spent["rounds"]
+    assert (tmp_path / "run" / "round_000200.ckpt").exists()
+    assert 0 < added < 0.05 * spent["rounds"]

@@ -1,6 +1,7 @@
 """Combinations of options, and how far each run of a grid is."""
 
 import json
+from pathlib import Path
 
 import pytest
 from tiny_games import images_for, saved_teacher
@@ -9,7 +10,7 @@ from adadfq_lab.cli import main
 from adadfq_lab.errors import UserError
 from adadfq_lab.grids import folder_name
 from adadfq_lab.runs import RunConfig
-from adadfq_lab.sweeps import combinations
+from adadfq_lab.sweeps import Status, combinations, varied
 from adadfq_lab.tables import Budget
 
 
@@ -33,6 +34,16 @@ def test_values_have_their_options_type():
     assert (first.every_input, second.every_input) == (True, False)
 
 
+def test_settings_of_the_method_are_options_too():
+    """They are varied by name, and a grid's status tells runs apart by them."""
+    found = combinations(RunConfig(), ["alpha_ds=0.1,0.3", "lower=0.2"])
+    assert [(c.settings, c.lower) for c in found] == [({"alpha_ds": 0.1}, 0.2), ({"alpha_ds": 0.3}, 0.2)]
+    rows = [
+        Status(Path(name), config, "waiting", 0, 0) for name, config in zip("abc", [*found, RunConfig(lower=0.2)], strict=True)
+    ]
+    assert [told["alpha_ds"] for told in varied(rows).values()] == [0.1, 0.3, None]
+
+
 def test_bounds_that_cross_are_left_out():
     """Only lower < upper is played, also against a bound that is the method's own (AdaDFQ: 0.1 and 0.8)."""
     found = combinations(RunConfig(), ["lower=0,0.5", "upper=0.5,1"])
@@ -43,16 +54,17 @@ def test_bounds_that_cross_are_left_out():
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
-        (["lowest=1"], "'lowest=1' varies nothing"),
+        (["lowest=1"], "adadfq does not take these settings: .*'lowest'"),
+        (["=1"], "'=1' varies nothing"),
         (["lower"], "'lower' varies nothing"),
-        (["schedule=1"], "varies nothing"),
-        (["rounds=many"], "'many' is no value of rounds, which is int"),
-        (["precision=fp8"], "'fp8' is no precision; choose from float32, tf32, bf16"),
+        (["schedule=1"], "adadfq does not take these settings: .*'schedule'"),
+        (["rounds=many"], "rounds does not take 'many'; it takes int"),
+        (["precision=fp8"], "precision does not take 'fp8'; it takes float32 or tf32 or bf16"),
         (["seed=0", "seed=1"], "seed is varied twice"),
         (["lower=0.9"], "no combination is left"),
         (["bits=9w9a"], "9w9a is not a bit width"),
         (["method=magic"], "no method is called 'magic'"),
-        (["every_input=maybe"], "is no value of every_input"),
+        (["every_input=maybe"], "every_input does not take 'maybe'; it takes bool"),
     ],
 )
 def test_what_cannot_be_varied_is_said(texts, message):

@@ -1,10 +1,14 @@
 """Data-free quantization methods, each a small record of functions over the equations and the players."""
 
+import importlib.util
+import os
 import re
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from adadfq_lab.errors import UserError
+from adadfq_lab.errors import UserError, first_line
 from adadfq_lab.methods.adadfq import adadfq
 from adadfq_lab.methods.adadfq_plus import adadfq_plus
 from adadfq_lab.methods.adasg import adasg
@@ -34,9 +38,41 @@ REFERENCES: dict[str, Callable[..., Method]] = {"real": real}
 """What methods are measured against, by name: runs like a method, but is none."""
 
 
+FILES = "ADADFQ_METHODS"
+"""Environment variable: Python files that `register` methods, with what PATH has between its folders in between; every process
+that makes a method reads them, so those that a table or a grid starts know the methods too."""
+_read: set[str] = set()
+_only_here: set[str] = set()
+
+
 def every_method() -> dict[str, Callable[..., Method]]:
-    """METHODS, BEYOND and REFERENCES: what `make_method` knows."""
+    """METHODS, those of FILES among them, BEYOND and REFERENCES: what `make_method` knows."""
+    for name in filter(None, os.environ.get(FILES, "").split(os.pathsep)):
+        if name not in _read:
+            _read.add(name)
+            _read_file(Path(name))
     return METHODS | BEYOND | REFERENCES
+
+
+def _read_file(path: Path) -> None:
+    """Runs a file that registers methods, as a module of its own."""
+    name = f"adadfq_methods.{path.stem}"
+    before = set(_only_here)
+    try:
+        spec = importlib.util.spec_from_file_location(name, path)
+        if spec is None or spec.loader is None:
+            raise UserError("it is no Python file")
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    except Exception as error:  # whatever somebody's own file raises
+        _read.discard(str(path))
+        raise UserError(f"{path}, which {FILES} names, cannot be loaded: {first_line(error)}") from error
+    _only_here.intersection_update(before)
+
+
+def known_elsewhere(name: str) -> bool:
+    """Whether another process makes the method `name` as this one does: it is shipped, or of a file that FILES names."""
+    return _key(name) not in _only_here
 
 
 def _key(name: str) -> str:
@@ -45,8 +81,9 @@ def _key(name: str) -> str:
 
 
 def register(name: str, make: Callable[..., Method]) -> None:
-    """Makes `make` available as `name`, on the command line and to checkpoints as well."""
+    """Makes `make` available as `name`, on the command line and to checkpoints as well; in this process, see FILES."""
     METHODS[_key(name)] = make
+    _only_here.add(_key(name))
 
 
 def make_method(name: str, **settings: Any) -> Method:
@@ -62,6 +99,7 @@ def make_method(name: str, **settings: Any) -> Method:
 
 __all__ = [
     "BEYOND",
+    "FILES",
     "METHODS",
     "REFERENCES",
     "Method",
@@ -76,6 +114,7 @@ __all__ = [
     "every_method",
     "gdfq",
     "intraq",
+    "known_elsewhere",
     "make_method",
     "qimera",
     "real",

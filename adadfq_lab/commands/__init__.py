@@ -1,0 +1,22 @@
+"""What `adadfq` can do, a function a command; this file holds what they share."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+RUNS = Path("runs")
+"""Where runs go that are not told where."""
+Json = Annotated[bool, tyro.conf.arg(help="Print one JSON object as the last line.")]
+Changes = Annotated[
+    tyro.conf.UseAppendAction[tuple[str, ...]],
+    tyro.conf.arg(name="set", metavar="KEY=VALUE", help="Change an option, or a setting of the method such as alpha_ds=0.3."),
+]
+
+
+def say(result: dict[str, Any] | list[dict[str, Any]], text: str, as_json: bool) -> None:
+    """Prints what a command found, for people and, where asked, for programs."""
+    print(text)
+    if as_json:
+        print(json.dumps(result))

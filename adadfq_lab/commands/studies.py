@@ -1,0 +1,150 @@
+"""Commands about many runs: tables, grids, the paper's other figures."""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from adadfq_lab.commands import RUNS, Json, say
+from adadfq_lab.engines import EngineName, Resources, make_engine
+from adadfq_lab.errors import UserError
+from adadfq_lab.runs import RunConfig
+
+
+def table(
+    play: bool = False,
+    methods: tuple[str, ...] = (),
+    bits: tuple[str, ...] = (),
+    seeds: tuple[int, ...] = (),
+    dataset: str = "",
+    budget: Literal["", "short", "long"] = "",
+    fidelity: Literal["", "corrected", "paper", "released"] = "",
+    teacher: str = "",
+    workers: int = 1,
+    engine: EngineName = "local",
+    resources: Resources = Resources(),  # noqa: B008 (frozen)
+    folder: Path = RUNS / "table",
+    results: Path | None = None,
+    csv: bool = False,
+    figure: Path | None = None,
+    json: Json = False,
+) -> None:
+    """Methods x bit widths x seeds under one protocol: show the results that come with the package, or play your own.
+
+    Without --play the options choose among the results. With it they say what to play; a run that was played before, in the
+    same folder with the same options, is not played again.
+
+    Args:
+        play: Play what is asked for and missing, a process a run; then show it.
+        methods: Which; `adadfq methods` lists them. All of them if not given.
+        bits: Bit widths such as 3w3a 4w4a; 3w3a if not given.
+        seeds: 0 if not given.
+        dataset: Images to measure on: fashion_mnist, cifar10, cifar100 or a folder; cifar10 if not given.
+        budget: short is 1,500 student updates, long is 5,000; short if not given.
+        fidelity: Whose losses and ranges; corrected if not given. `adadfq fidelity` says what it changes.
+        teacher: A shipped teacher's name or a teacher file; the one shipped for the data set if not given.
+        workers: Runs at a time.
+        engine: Where to play: in processes of this machine, in this process, by submitit on this machine, or on Slurm.
+        resources: What each run gets on Slurm.
+        folder: Where the runs are.
+        results: A results file; what was played is added to it, or what it holds is shown.
+        csv: Print every run as a line of CSV in place of the table.
+        figure: Also write the table as a plotly figure, in one HTML file.
+    """
+    from adadfq_lab import tables
+    from adadfq_lab.grids import play_grid
+    from adadfq_lab.methods import METHODS
+
+    if play:
+        player = make_engine(engine, workers, folder, resources)
+        width, which = budget or "short", methods or tuple(METHODS)
+        configs = tables.configurations(
+            which,
+            bits or ("3w3a",),
+            seeds or (0,),
+            dataset=dataset or "cifar10",
+            budget=width,
+            teacher=teacher,
+            fidelity=fidelity or "corrected",
+        )
+        rows = [tables.row(run, width) for run in play_grid(configs, folder, engine=player)]
+        if results:
+            tables.write_rows(results, rows)
+    else:
+        if results and not results.exists():
+            raise UserError(f"there is no results file {results}; make it with --play --results {results}")
+        rows = tables.read_rows(results or tables.shipped_results())
+        asked = {"method": methods, "bits": bits, "seed": seeds, "dataset": (dataset,) if dataset else ()}
+        asked |= {"budget": (budget,) if budget else (), "fidelity": (fidelity,) if fidelity else ()}
+        asked |= {"teacher_name": (Path(teacher).stem,) if teacher else ()}
+        rows = [row for row in rows if all(not wanted or getattr(row, name) in wanted for name, wanted in asked.items())]
+        if not rows:
+            raise UserError("no result fits these options; play it with --play, or ask for less")
+    if figure:
+        from adadfq_lab.figures_tables import write_table_figure
+
+        write_table_figure(rows, figure)
+    say([dataclasses.asdict(row) for row in rows], tables.as_csv(rows) if csv else tables.markdown(rows), json)
+
+
+def grid(
+    action: tyro.conf.Positional[Literal["play", "status"]],
+    folder: tyro.conf.Positional[Path],
+    config: RunConfig,
+    vary: tuple[str, ...] = (),
+    workers: int = 1,
+    engine: EngineName = "local",
+    resources: Resources = Resources(),  # noqa: B008 (frozen)
+    json: Json = False,
+) -> None:
+    """Play every combination of some options, here or on a cluster, or see how far such a grid is.
+
+    adadfq grid play runs/bands --vary lower=0,0.1,0.2 upper=0.6,0.8 seed=0,1 --rounds 1000 --workers 2. Asked for again, with
+    the same or more values, it plays only what is missing; status may be asked at any time, from any machine that sees FOLDER.
+
+    Args:
+        action: play what is missing, then show the results; or show the status: done, running, failed, stopped, waiting.
+        folder: Where the runs are.
+        vary: NAME=VALUE,VALUE,... for any option of a run (method, bits, lower, upper, seed, batch, ...) or setting
+            of its method (alpha_ds, ...).
+        workers: Runs at a time.
+        engine: Where to play: in processes of this machine, in this process, by submitit on this machine, or on Slurm.
+        resources: What each run gets on Slurm.
+    """
+    from adadfq_lab.grids import play_grid
+    from adadfq_lab.sweeps import as_json, combinations, status, status_text
+
+    if action == "play":
+        play_grid(combinations(config, vary), folder, engine=make_engine(engine, workers, folder, resources))
+    rows = status(folder)
+    say(as_json(rows), status_text(rows), json)
+    if action == "status" and any(row.state == "failed" for row in rows):
+        sys.exit(1)
+
+
+def evidence(
+    names: tyro.conf.Positional[tuple[str, ...]] = (), figure: Path | None = None, play: bool = False, json: Json = False
+) -> None:
+    """The paper's other figures in small: what each claims, what was measured here, and whether it supports the claim.
+
+    Args:
+        names: fig1, fig3, fig4, fig5a, fig5c, fig6 and table3; all of them if none is named.
+        figure: Also write the figures, in one HTML file.
+        play: Record the games again first: about half an hour on two cores, in a checkout.
+    """
+    from adadfq_lab.evidence import EVIDENCE, evidence_page
+    from adadfq_lab.evidence import evidence as measure
+    from adadfq_lab.files import write_atomically
+
+    if unknown := [name for name in names if name not in EVIDENCE]:
+        raise UserError(f"no evidence is called {unknown[0]!r}; choose from {', '.join(EVIDENCE)}")
+    if play:
+        from adadfq_lab.recordings import main as record
+
+        record(())
+    found = [measure(name) for name in names or EVIDENCE]
+    if figure:
+        write_atomically(figure, evidence_page(found).encode())
+    say([one.as_json() for one in found], "\n\n".join(map(str, found)), json)

@@ -1,0 +1,90 @@
+"""A run's folder on disk: its checkpoints, of which the last two are kept, and what a full disk does to it."""
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from adadfq_lab.checkpoints import same_run
+from adadfq_lab.errors import UserError
+from adadfq_lab.game import Game
+
+
+def save_checkpoint(game: Game, folder: Path) -> None:
+    """Saves the game and keeps the last two checkpoints."""
+    game.save(checkpoint_path(folder, game.index))
+    for old in checkpoints(folder)[:-2]:
+        old.unlink()
+
+
+def checkpoint_path(folder: Path, index: int) -> Path:
+    """The checkpoint of a run before round `index`."""
+    return folder / f"round_{index:06d}.ckpt"
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """A run's checkpoints, the oldest first."""
+    return sorted(folder.glob("round_*.ckpt"), key=lambda path: (len(path.name), path.name))
+
+
+def last_checkpoint(folder: Path) -> Path:
+    """The newest checkpoint of a run; raises UserError where there is none."""
+    found = checkpoints(folder)
+    if not found:
+        raise UserError(f"{folder} has no checkpoint to resume from; remove it, or choose another --name")
+    return found[-1]
+
+
+def resumed(folder: Path, game: Game, from_round: int | None) -> Game:
+    """The saved game of the run whose first round `game` stands before; newer checkpoints are removed once it is read.
+
+    Raises UserError where the checkpoint is missing, damaged or of another run, and names an older one that is intact.
+    """
+    path = last_checkpoint(folder) if from_round is None else checkpoint_path(folder, from_round)
+    there = checkpoints(folder)
+    if path not in there:
+        names = " and ".join(str(round_of(p)) for p in there)
+        raise UserError(f"{folder} has no checkpoint of round {from_round}; give --from one of those it has: {names}")
+    try:
+        found = _read(path, game)
+    except UserError as error:
+        older = next((p for p in reversed(there) if p != path and _intact(p, game)), None)
+        if older is None:
+            raise UserError(f"{error}; no other checkpoint of {folder} is intact: start again under another --name") from None
+        hint = f"{older.name} is intact: adadfq train --resume {folder} --from {round_of(older)}"
+        raise UserError(f"{error}; {hint}") from None
+    for newer in there[there.index(path) + 1 :]:
+        newer.unlink()
+    return found
+
+
+def round_of(path: Path) -> int:
+    return int(path.stem.removeprefix("round_"))
+
+
+def _read(path: Path, game: Game) -> Game:
+    resumed = Game.resume(path, teacher=game.teacher, device=str(game.device), compile=game.forwards.how)
+    if not same_run(resumed, game) or resumed.bounds != game.bounds or resumed.index != round_of(path):
+        raise UserError(f"checkpoint {path} is of another run or round than its folder's")
+    return resumed
+
+
+def _intact(path: Path, game: Game) -> bool:
+    try:
+        _read(path, game)
+    except UserError:
+        return False
+    return True
+
+
+@contextmanager
+def full_disk(folder: Path) -> Iterator[None]:
+    """Turns what a full or failing disk raises into one line; what was saved before is whole."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS):
+            raise
+        raise UserError(
+            f"cannot write to {folder}: {error.strerror}; make room, then: adadfq train --resume {folder}"
+        ) from None
