@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 Bounds = tuple[float, float] | None
+UINT8, INT32 = 2, 6  # ONNX's numbers for types
+MIDDLE = 128  # the uint8 that stands for 0 where numbers have both signs
+LARGEST_PAIR = 2**15 - 1  # see `saturates`
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,17 @@ class OnnxGraph:
         """Names of the scale and the zero point, uint8, of an activation's grid."""
         return self.constant(f"{name}.scale", float(grid.scale)), self.byte(byte_of(grid, grid.zero_point))
 
+    def uint8(self, name: str, weight: str, codes: Array, centre: Any = -MIDDLE) -> str:
+        """The uint8 tensor `name`: the int8 initialiser `weight`, which holds `codes`, less `centre` (broadcast, at most -1).
+
+        Its three nodes have constant inputs: a runtime computes them once, on loading.
+        """
+        if name not in self.made:
+            wide = self.node("Cast", [self.constant(weight, codes, np.int8)], f"{name}.wide", to=INT32)
+            moved = self.node("Sub", [wide, self.constant(f"{name}.centre", centre, np.int32)], f"{name}.moved")
+            self.node("Cast", [moved], name, to=UINT8)
+        return name
+
     def floats(self, value: Value) -> str:
         """The name of the float form of `value`, dequantised on first use."""
         if value.floats:
@@ -92,6 +106,15 @@ class OnnxGraph:
             assert value.grid is not None
             self.node("DequantizeLinear", [value.codes, *self.grid(name, value.grid)], name)
         return name
+
+
+def saturates(codes: Array, levels: int = 255) -> bool:
+    """Whether two products of int8 `codes` with bytes up to `levels` may leave 16 bits.
+
+    In 16 bits a processor without a dot product of bytes adds uint8 times int8, and saturates. It multiplies uint8 by uint8 in
+    another way, so that such weights must be uint8 for their sums to be exact.
+    """
+    return 2 * levels * int(np.abs(codes.astype(np.int32)).max()) > LARGEST_PAIR
 
 
 def byte_of(grid: Grid, code: int) -> int:
