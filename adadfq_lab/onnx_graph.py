@@ -183,7 +183,8 @@ PAD_MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "ci
 
 
 def _pad(graph: OnnxGraph, step: Operation, inputs: list[Value]) -> Value:
-    return pad_by(graph, step.name, inputs[0], list(step.options["amounts"]), "constant")
+    mode = {"replicate": "edge"}.get(step.options["mode"], step.options["mode"])
+    return pad_by(graph, step.name, inputs[0], list(step.options["amounts"]), mode)
 
 
 def pad_by(graph: OnnxGraph, name: str, value: Value, amounts: list[int], mode: str) -> Value:
@@ -226,16 +227,29 @@ def _average_pool(graph: OnnxGraph, step: Operation, inputs: list[Value]) -> Val
     return Value(step.name, bounds=inputs[0].bounds)
 
 
+def _adaptive_pool(graph: OnnxGraph, step: Operation, inputs: list[Value]) -> Value:
+    """Means over windows of several sizes: row i of n takes those of the m from floor(i m/n) up to ceil((i+1) m/n)."""
+    x = graph.floats(inputs[0])
+    for axis, m, n in zip((2, 3), step.options["size"], step.shape[1:], strict=True):
+        parts = []
+        for i in range(n):
+            start, stop, name = i * m // n, -(-(i + 1) * m // n), f"{step.name}.{axis}.{i}"
+            cut = [graph.integers(f"{name}.{k}", v) for k, v in (("start", start), ("stop", stop), ("axis", axis))]
+            parts.append(graph.node("ReduceMean", [graph.node("Slice", [x, *cut], f"{name}.part"), cut[2]], name))
+        x = graph.node("Concat", parts, f"{step.name}.{axis}" if axis == 2 else step.name, axis=axis)
+    return Value(x, bounds=inputs[0].bounds)
+
+
 def _arithmetic(graph: OnnxGraph, step: Operation, inputs: list[Value]) -> Value:
     tensors = iter(inputs)
     operands, bounds = [], []
     for i, number in enumerate(step.options["operands"]):
         value = next(tensors) if number is None else None
         operands.append(graph.floats(value) if value else graph.constant(f"{step.name}.{i}", number))
-        bounds.append(value.bounds if value else (number, number))
+        bounds.append(value.bounds if value else (float(np.asarray(number).min()), float(np.asarray(number).max())))
     function, (a, b) = step.options["function"], bounds
     floats = graph.node({"add": "Add", "sub": "Sub", "mul": "Mul", "truediv": "Div"}[function], operands, step.name)
-    if a is None or b is None or function == "truediv":
+    if a is None or b is None or (function == "truediv" and b[0] <= 0 <= b[1]):
         return Value(floats)
     corners = [getattr(operator, function)(p, q) for p in a for q in b]
     return Value(floats, bounds=(min(corners), max(corners)))
@@ -258,6 +272,15 @@ def _elementwise(graph: OnnxGraph, step: Operation, inputs: list[Value]) -> Valu
         return Value(
             graph.node("Clip", [x, *("" if v is None else graph.constant(f"{step.name}.{i}", v) for i, v in limits)], step.name)
         )
+    if function == "leaky_relu":
+        return Value(graph.node("PRelu", [x, graph.constant(f"{step.name}.slope", step.options["slope"])], step.name))
+    if function == "gelu":
+        return Value(graph.node("Gelu", [x], step.name, approximate=step.options["approximate"]))
+    if function in ("softmax", "log_softmax"):
+        bounds = (0.0, 1.0) if function == "softmax" else None
+        return Value(
+            graph.node({"softmax": "Softmax", "log_softmax": "LogSoftmax"}[function], [x], step.name, axis=1), bounds=bounds
+        )
     if function == "hardsigmoid":
         return Value(graph.node("HardSigmoid", [x], step.name, alpha=1 / 6, beta=0.5), bounds=(0.0, 1.0))
     op, bounds = _FUNCTIONS[function]
@@ -276,6 +299,7 @@ WRITERS: dict[str, Callable[[OnnxGraph, Operation, list[Value]], Value]] = {
     "concat": _concat,
     "max_pool": _max_pool,
     "average_pool": _average_pool,
+    "adaptive_pool": _adaptive_pool,
     "reshape": _reshape,
     "transpose": _transpose,
     "slice": _slice,
