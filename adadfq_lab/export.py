@@ -157,7 +157,7 @@ def notes(student: Student, table: Integers, steps: list[Operation], form: Form,
     return tuple(said)
 
 
-_FLOAT_KINDS = ("arithmetic", "average_pool", "batch_norm", "elementwise")
+_FLOAT_KINDS = ("arithmetic", "average_pool", "adaptive_pool", "batch_norm", "elementwise")
 
 
 def sidecar(path: Path, kind: str) -> Path:

@@ -14,12 +14,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor
 
 from adadfq_lab.errors import UserError
 from adadfq_lab.layers import QuantConv2d, QuantLayer
 from adadfq_lab.quantizer import QuantActivation, codes, quant_range
-from adadfq_lab.student import KEEPS_GRID, KEEPS_GRID_FUNCTIONS, KEEPS_GRID_METHODS, Student
+from adadfq_lab.student import Student, grid_source
 
 LARGEST_INPUT = 255  # q_x - zero_point_x never exceeds it, at 8 bits
 
@@ -124,7 +124,7 @@ def integers(student: Student) -> Integers:
     for node in student.graph.graph.nodes:
         layer = modules.get(str(node.target)) if node.op == "call_module" else None
         if isinstance(layer, QuantLayer):
-            name, source = str(node.target), str(_source(node.all_input_nodes[0], modules).target)
+            name, source = str(node.target), str(grid_source(node.all_input_nodes[0], modules).target)
             grid = grids.get(source.removeprefix("activations."))
             if name in layers and layers[name].input != grid:  # one layer, called on two grids: its input has not one grid
                 grid = None
@@ -159,14 +159,3 @@ def _layer(name: str, layer: QuantLayer, grid: Grid | None) -> IntegerLayer:
     if largest >= 2**31:
         raise UserError(f"the sums of {name} may reach {largest:.1e}, more than an int32 holds; use fewer bits")
     return made
-
-
-def _source(node: fx.Node, modules: dict[str, nn.Module]) -> fx.Node:
-    """The node on whose grid the tensor of `node` lies, back through operations that only move numbers."""
-    while node.all_input_nodes:
-        module = modules.get(str(node.target)) if node.op == "call_module" else None
-        moves = isinstance(module, KEEPS_GRID) or node.target in (*KEEPS_GRID_FUNCTIONS, *KEEPS_GRID_METHODS)
-        if not moves:
-            break
-        node = node.all_input_nodes[0]
-    return node

@@ -11,6 +11,7 @@ rounding tie within float precision, and only there; `compare_layers` counts.
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -143,11 +144,23 @@ def _apply(
         out: Tensor = getattr(operator, step.options["function"])(left, right)
     elif step.kind == "batch_norm":
         out = student.graph.get_submodule(step.target)(reals[0])
-    elif step.options["function"] == "clamp":
-        out = reals[0].clamp(*step.options["limits"])
+    elif step.kind == "adaptive_pool":
+        out = F.adaptive_avg_pool2d(reals[0], step.shape[1:])
     else:
-        out = _FUNCTIONS[step.options["function"]](reals[0])
+        out = _elementwise(step.options, reals[0])
     return out
+
+
+def _elementwise(options: dict[str, Any], x: Tensor) -> Tensor:
+    match options["function"]:
+        case "clamp":
+            return x.clamp(*options["limits"])
+        case "leaky_relu":
+            return torch.where(x > 0, x, options["slope"] * x)
+        case "gelu":
+            return F.gelu(x, approximate=options["approximate"])
+        case function:
+            return _FUNCTIONS[function](x)
 
 
 _FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -157,6 +170,8 @@ _FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "hardsigmoid": F.hardsigmoid,
     "hardswish": F.hardswish,
     "silu": F.silu,
+    "softmax": lambda x: x.softmax(1),
+    "log_softmax": lambda x: x.log_softmax(1),
 }
 
 
@@ -234,12 +249,19 @@ def _slice(step: Operation, xs: list[Tensor], _: int) -> Tensor:
     return out
 
 
+def _pad(step: Operation, xs: list[Tensor], zero: int) -> Tensor:
+    amounts, mode = step.options["amounts"], step.options["mode"]
+    if mode == "constant":
+        return F.pad(xs[0], amounts, value=zero)
+    return F.pad(xs[0].double(), amounts, mode).to(xs[0].dtype)  # which torch does not do with int32
+
+
 # Operations whose results are among their inputs, and zeros: on codes they are what they are on numbers.
 _MOVES: dict[str, Callable[[Operation, list[Tensor], int], Tensor]] = {
     "max_pool": _max_pool,
     "slice": _slice,
     "concat": lambda step, xs, zero: torch.cat(xs, 1),
-    "pad": lambda step, xs, zero: F.pad(xs[0], step.options["amounts"], value=zero),
+    "pad": _pad,
     "reshape": lambda step, xs, zero: xs[0].reshape(-1, *step.shape),
     "transpose": lambda step, xs, zero: xs[0].permute(step.options["order"]),
 }

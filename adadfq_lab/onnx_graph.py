@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 Bounds = tuple[float, float] | None
+UINT8, INT32 = 2, 6  # ONNX's numbers for types
+MIDDLE = 128  # the uint8 that stands for 0 where numbers have both signs
+LARGEST_PAIR = 2**15 - 1  # see `saturates`
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,17 @@ class OnnxGraph:
         """Names of the scale and the zero point, uint8, of an activation's grid."""
         return self.constant(f"{name}.scale", float(grid.scale)), self.byte(byte_of(grid, grid.zero_point))
 
+    def uint8(self, name: str, weight: str, codes: Array, centre: Any = -MIDDLE) -> str:
+        """The uint8 tensor `name`: the int8 initialiser `weight`, which holds `codes`, less `centre` (broadcast, at most -1).
+
+        Its three nodes have constant inputs: a runtime computes them once, on loading.
+        """
+        if name not in self.made:
+            wide = self.node("Cast", [self.constant(weight, codes, np.int8)], f"{name}.wide", to=INT32)
+            moved = self.node("Sub", [wide, self.constant(f"{name}.centre", centre, np.int32)], f"{name}.moved")
+            self.node("Cast", [moved], name, to=UINT8)
+        return name
+
     def floats(self, value: Value) -> str:
         """The name of the float form of `value`, dequantised on first use."""
         if value.floats:
@@ -92,6 +106,15 @@ class OnnxGraph:
             assert value.grid is not None
             self.node("DequantizeLinear", [value.codes, *self.grid(name, value.grid)], name)
         return name
+
+
+def saturates(codes: Array, levels: int = 255) -> bool:
+    """Whether two products of int8 `codes` with bytes up to `levels` may leave 16 bits.
+
+    In 16 bits a processor without a dot product of bytes adds uint8 times int8, and saturates. It multiplies uint8 by uint8 in
+    another way, so that such weights must be uint8 for their sums to be exact.
+    """
+    return 2 * levels * int(np.abs(codes.astype(np.int32)).max()) > LARGEST_PAIR
 
 
 def byte_of(grid: Grid, code: int) -> int:
@@ -160,7 +183,8 @@ PAD_MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "ci
 
 
 def _pad(graph: OnnxGraph, step: Operation, inputs: list[Value]) -> Value:
-    return pad_by(graph, step.name, inputs[0], list(step.options["amounts"]), "constant")
+    mode = {"replicate": "edge"}.get(step.options["mode"], step.options["mode"])
+    return pad_by(graph, step.name, inputs[0], list(step.options["amounts"]), mode)
 
 
 def pad_by(graph: OnnxGraph, name: str, value: Value, amounts: list[int], mode: str) -> Value:
@@ -203,16 +227,29 @@ def _average_pool(graph: OnnxGraph, step: Operation, inputs: list[Value]) -> Val
     return Value(step.name, bounds=inputs[0].bounds)
 
 
+def _adaptive_pool(graph: OnnxGraph, step: Operation, inputs: list[Value]) -> Value:
+    """Means over windows of several sizes: row i of n takes those of the m from floor(i m/n) up to ceil((i+1) m/n)."""
+    x = graph.floats(inputs[0])
+    for axis, m, n in zip((2, 3), step.options["size"], step.shape[1:], strict=True):
+        parts = []
+        for i in range(n):
+            start, stop, name = i * m // n, -(-(i + 1) * m // n), f"{step.name}.{axis}.{i}"
+            cut = [graph.integers(f"{name}.{k}", v) for k, v in (("start", start), ("stop", stop), ("axis", axis))]
+            parts.append(graph.node("ReduceMean", [graph.node("Slice", [x, *cut], f"{name}.part"), cut[2]], name))
+        x = graph.node("Concat", parts, f"{step.name}.{axis}" if axis == 2 else step.name, axis=axis)
+    return Value(x, bounds=inputs[0].bounds)
+
+
 def _arithmetic(graph: OnnxGraph, step: Operation, inputs: list[Value]) -> Value:
     tensors = iter(inputs)
     operands, bounds = [], []
     for i, number in enumerate(step.options["operands"]):
         value = next(tensors) if number is None else None
         operands.append(graph.floats(value) if value else graph.constant(f"{step.name}.{i}", number))
-        bounds.append(value.bounds if value else (number, number))
+        bounds.append(value.bounds if value else (float(np.asarray(number).min()), float(np.asarray(number).max())))
     function, (a, b) = step.options["function"], bounds
     floats = graph.node({"add": "Add", "sub": "Sub", "mul": "Mul", "truediv": "Div"}[function], operands, step.name)
-    if a is None or b is None or function == "truediv":
+    if a is None or b is None or (function == "truediv" and b[0] <= 0 <= b[1]):
         return Value(floats)
     corners = [getattr(operator, function)(p, q) for p in a for q in b]
     return Value(floats, bounds=(min(corners), max(corners)))
@@ -235,6 +272,15 @@ def _elementwise(graph: OnnxGraph, step: Operation, inputs: list[Value]) -> Valu
         return Value(
             graph.node("Clip", [x, *("" if v is None else graph.constant(f"{step.name}.{i}", v) for i, v in limits)], step.name)
         )
+    if function == "leaky_relu":
+        return Value(graph.node("PRelu", [x, graph.constant(f"{step.name}.slope", step.options["slope"])], step.name))
+    if function == "gelu":
+        return Value(graph.node("Gelu", [x], step.name, approximate=step.options["approximate"]))
+    if function in ("softmax", "log_softmax"):
+        bounds = (0.0, 1.0) if function == "softmax" else None
+        return Value(
+            graph.node({"softmax": "Softmax", "log_softmax": "LogSoftmax"}[function], [x], step.name, axis=1), bounds=bounds
+        )
     if function == "hardsigmoid":
         return Value(graph.node("HardSigmoid", [x], step.name, alpha=1 / 6, beta=0.5), bounds=(0.0, 1.0))
     op, bounds = _FUNCTIONS[function]
@@ -253,6 +299,7 @@ WRITERS: dict[str, Callable[[OnnxGraph, Operation, list[Value]], Value]] = {
     "concat": _concat,
     "max_pool": _max_pool,
     "average_pool": _average_pool,
+    "adaptive_pool": _adaptive_pool,
     "reshape": _reshape,
     "transpose": _transpose,
     "slice": _slice,

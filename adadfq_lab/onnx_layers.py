@@ -26,14 +26,12 @@ import torch
 
 from adadfq_lab.integer_layers import IntegerLayer
 from adadfq_lab.layers import QuantConv2d
-from adadfq_lab.onnx_graph import WRITERS, Bounds, OnnxGraph, Value, byte_of, padded
+from adadfq_lab.onnx_graph import MIDDLE, WRITERS, Bounds, OnnxGraph, Value, byte_of, padded, saturates
 from adadfq_lab.onnx_qdq import Ranges, on_eight_bits, qdq_convolution
 from adadfq_lab.operations import Operation, users_of
 
 Form = Literal["exact", "qcdq"]
 IMAGES, LOGITS = "images", "logits"
-UINT8, INT32 = 2, 6  # ONNX's numbers for types
-MIDDLE = 128  # the uint8 that stands for 0 where numbers have both signs
 FINER = 254  # how many times finer each plane is than the one before
 
 
@@ -109,11 +107,15 @@ def _takes_nine_bits(layer: IntegerLayer) -> bool:
 
 def _product(graph: OnnxGraph, name: str, layer: IntegerLayer, plane: Plane) -> str:
     """sum (q_x - zero_point_x)(q_w - zero_point_w) of a linear layer; MatMulInteger has a zero point per column."""
-    weight = f"{layer.name}.transposed"
-    if weight not in graph.made:  # else the layer is called twice
-        graph.node("Transpose", [graph.constant(f"{layer.name}.weight", layer.codes, np.int8)], weight, perm=[1, 0])
-    zero_point = graph.constant(f"{layer.name}.zero_point", layer.zero_point, np.int8)
-    return graph.node("MatMulInteger", [plane.codes, weight, plane.zero_point, zero_point], f"{name}.acc")
+    weight, codes, zero_point = f"{layer.name}.weight", layer.codes.numpy(), layer.zero_point.numpy().astype(np.int32)
+    wide = saturates(codes)
+    if (transposed := f"{layer.name}.transposed") not in graph.made:  # else the layer is called twice
+        stored = graph.uint8(f"{layer.name}.uint8", weight, codes) if wide else graph.constant(weight, codes, np.int8)
+        graph.node("Transpose", [stored], transposed, perm=[1, 0])
+    zero = graph.constant(
+        f"{layer.name}.zero_point", zero_point + MIDDLE if wide else zero_point, np.uint8 if wide else np.int8
+    )
+    return graph.node("MatMulInteger", [plane.codes, transposed, plane.zero_point, zero], f"{name}.acc")
 
 
 def _convolution(graph: OnnxGraph, name: str, layer: IntegerLayer, plane: Plane, attributes: dict[str, Any]) -> str:
@@ -124,13 +126,8 @@ def _convolution(graph: OnnxGraph, name: str, layer: IntegerLayer, plane: Plane,
     """
     nine_bits, column = _takes_nine_bits(layer), (-1, *(1 for _ in layer.codes.shape[1:]))
     zero_point = torch.zeros_like(layer.zero_point) if nine_bits else layer.zero_point
-    weight, inputs = f"{layer.name}.uint8", [plane.zero_point, graph.byte(MIDDLE)]
-    if weight not in graph.made:
-        wide = graph.node(
-            "Cast", [graph.constant(f"{layer.name}.weight", layer.codes, np.int8)], f"{layer.name}.wide", to=INT32
-        )
-        centre = graph.constant(f"{layer.name}.centre", zero_point.int().view(column) - MIDDLE, np.int32)
-        graph.node("Cast", [graph.node("Sub", [wide, centre], f"{layer.name}.moved")], weight, to=UINT8)
+    centre, inputs = zero_point.int().view(column) - MIDDLE, [plane.zero_point, graph.byte(MIDDLE)]
+    weight = graph.uint8(f"{layer.name}.uint8", f"{layer.name}.weight", layer.codes.numpy(), centre)
     acc = graph.node("ConvInteger", [plane.codes, weight, *inputs], f"{name}.acc", **attributes)
     if not nine_bits:
         return acc

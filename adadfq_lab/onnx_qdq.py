@@ -10,7 +10,6 @@ divided by it: the bias then has steps m times finer. And a negative gamma is a 
 """
 
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,11 +17,10 @@ from torch import Tensor
 
 from adadfq_lab.integer_layers import Grid, IntegerLayer
 from adadfq_lab.layers import QuantConv2d
-from adadfq_lab.onnx_graph import Bounds, OnnxGraph, Value, padded
+from adadfq_lab.onnx_graph import LARGEST_PAIR, MIDDLE, Bounds, OnnxGraph, Value, padded, saturates
 from adadfq_lab.operations import Operation, forward_values
 from adadfq_lab.student import Student
 
-LARGEST_PAIR = 2**15 - 1  # two products of uint8 and int8 are added in 16 bits where a processor has no dot product of bytes
 DEVIATIONS = 6  # of a batch norm's output, taken as its range
 
 
@@ -78,7 +76,7 @@ def qdq_convolution(graph: OnnxGraph, step: Operation, value: Value) -> Value:
     real = graph.node(
         "DequantizeLinear", [rounded, graph.constant(f"{step.name}.scale", steps)], f"{step.name}.bias.real", axis=0
     )
-    inputs = [graph.floats(value), _weight(graph, step.name, layer, m, offset, zero_point, scale), real]
+    inputs = [graph.floats(value), _weight(graph, step.name, layer, levels, m, offset, zero_point, scale), real]
     return Value(graph.node("Conv", inputs, f"{step.name}.out", **attributes))
 
 
@@ -92,11 +90,17 @@ def _stored_weights(layer: IntegerLayer, levels: int) -> tuple[Tensor, Tensor, T
     return m, -m * zero_point, torch.zeros_like(zero_point)
 
 
-def _weight(graph: OnnxGraph, use: str, layer: IntegerLayer, m: Tensor, o: Tensor, z: Tensor, scale: Tensor) -> str:
+def _weight(
+    graph: OnnxGraph, use: str, layer: IntegerLayer, levels: int, m: Tensor, o: Tensor, z: Tensor, scale: Tensor
+) -> str:
     """The float form of the weight for one `use` of it; its integers are Q's own codes wherever m = 1."""
     column = (-1,) + (1,) * (layer.codes.dim() - 1)
-    plain = bool((m == 1).all() and (o == 0).all())
-    stored = layer.codes.to(torch.int32) * m.view(column) + o.view(column)
-    weight = graph.constant(f"{layer.name if plain else use}.weight", stored, np.int8)
-    rest: list[Any] = [graph.constant(f"{use}.weight.scale", scale), graph.constant(f"{use}.weight.zero", z, np.int8)]
+    name = f"{layer.name if bool((m == 1).all() and (o == 0).all()) else use}.weight"
+    stored = (layer.codes.to(torch.int32) * m.view(column) + o.view(column)).numpy()
+    if saturates(stored, levels):
+        weight = graph.uint8(f"{name}.uint8", name, stored)
+        zero = graph.constant(f"{use}.weight.zero", z + MIDDLE, np.uint8)
+    else:
+        weight, zero = graph.constant(name, stored, np.int8), graph.constant(f"{use}.weight.zero", z, np.int8)
+    rest = [graph.constant(f"{use}.weight.scale", scale), zero]
     return graph.node("DequantizeLinear", [weight, *rest], f"{use}.weight.real", axis=0)

@@ -25,8 +25,8 @@ from adadfq_lab.student import Student
 class Operation:
     """One step from tensors to a tensor.
 
-    kind:    input, conv, linear, activation, arithmetic, concat, max_pool, average_pool, reshape, transpose, slice, pad,
-             batch_norm, or elementwise (a function of one tensor)
+    kind:    input, conv, linear, activation, arithmetic, concat, max_pool, average_pool, adaptive_pool (averages over windows
+             of several sizes), reshape, transpose, slice, pad, batch_norm, or elementwise (a function of one tensor)
     name:    of the value it makes
     target:  of its module in the student, where it has one; the layer's name
     inputs:  names of the values it takes
@@ -52,18 +52,24 @@ def operations(student: Student, shape: tuple[int, ...]) -> list[Operation]:
     modules = dict(student.graph.named_modules())
     found: list[Operation] = []
     names: dict[fx.Node, str] = {}
+    stored: set[fx.Node] = set()
     for node in student.graph.graph.nodes:
         if node.op == "output":
-            if not isinstance(node.args[0], fx.Node):
-                raise UserError("the network returns more than one tensor; it must return its logits alone")
+            if not isinstance(node.args[0], fx.Node) or not found or node.args[0] not in names:
+                raise UserError("the network does not return one tensor made of its images; it must return its logits alone")
             if names[node.args[0]] != found[-1].name:
                 raise UserError(f"{found[-1].name} runs after the logits are made; take it out of the network")
             continue
         value = values[node]
+        if node.op != "placeholder" and stored.issuperset(node.all_input_nodes):  # a parameter, a buffer, or made of such alone
+            stored.add(node)
+            continue
         if not isinstance(value, Tensor):  # a size, or a tuple of tensors whose items follow
             continue
-        call = _Call(node, modules.get(str(node.target)) if node.op == "call_module" else None, values)
+        call = _Call(node, modules.get(str(node.target)) if node.op == "call_module" else None, values, stored)
         kind, inputs, options = _form(call)
+        if stored.intersection(inputs):
+            raise call.refuse(" of a stored tensor")
         if not kind:
             names[node] = names[inputs[0]]
             continue
@@ -95,7 +101,8 @@ class _Recorder(fx.Interpreter):
         self.values: dict[fx.Node, Any] = {}
 
     def run_node(self, n: fx.Node) -> Any:
-        value = self.values[n] = super().run_node(n)
+        value = super().run_node(n)
+        self.values[n] = value.clone() if isinstance(value, Tensor) else value  # the next node may overwrite it
         return value
 
 
@@ -117,11 +124,12 @@ def forward_values(student: Student, x: Tensor) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class _Call:
-    """A node of the graph, with what it was given and gave."""
+    """A node of the graph, with what it was given and gave, and the nodes that no image changes."""
 
     node: fx.Node
     module: nn.Module | None
     values: dict[fx.Node, Any]
+    stored: set[fx.Node]
 
     @property
     def key(self) -> Any:
@@ -152,6 +160,12 @@ class _Call:
         """The value of the first input."""
         return self.values[self.source]
 
+    def same_for_all(self, operand: Any) -> bool:
+        """Whether it is a number, or a tensor that gives every image of a batch the same."""
+        if isinstance(operand, Tensor):
+            return operand.dim() < self.out.dim() or operand.shape[0] == 1
+        return isinstance(operand, int | float)
+
     def refuse(self, why: str = "") -> UserError:
         return UserError(f"{self} has no integer form here{why}; replace it in the network before quantizing")
 
@@ -164,6 +178,8 @@ def _form(call: _Call) -> _Form:
     if call.node.op == "placeholder":
         return "input", [], {}
     read = _FORMS.get(call.key)
+    if getattr(call.key, "__name__", "") == "stochastic_depth":  # torchvision's, which passes everything on in eval mode
+        read = _one("")
     if read is None:
         raise call.refuse()
     return read(call)
@@ -174,15 +190,17 @@ def _one(kind: str, **options: Any) -> Callable[[_Call], _Form]:
 
 
 def _arithmetic(function: str) -> Callable[[_Call], _Form]:
-    """a + b and its like: of two tensors, or of a tensor and a number; `operands` has the number, or None for a tensor."""
+    """a + b and its like, of two tensors, or of one and a number or stored tensor: `operands` has that, None for a tensor."""
 
     def read(call: _Call) -> _Form:
         given = [call.node.args[0], *([call.get("other", 1)] if "other" in call.node.kwargs else call.node.args[1:2])]
-        tensors = [a for a in given if isinstance(a, fx.Node) and isinstance(call.values[a], Tensor)]
+        nodes = [a for a in given if isinstance(a, fx.Node)]
+        tensors = [a for a in nodes if isinstance(call.values[a], Tensor) and a not in call.stored]
         operands = [None if a in tensors else call.values[a] if isinstance(a, fx.Node) else a for a in given]
         numbers = [a for a in operands if a is not None]
-        if len(given) != 2 or not all(isinstance(a, int | float) for a in numbers) or call.get("alpha", 2, 1) != 1:
+        if len(given) != 2 or not all(map(call.same_for_all, numbers)) or call.get("alpha", 2, 1) != 1:
             raise call.refuse(" with these operands")
+        operands = [a.detach() if isinstance(a, Tensor) else a for a in operands]
         if call.get("rounding_mode", 2):
             raise call.refuse(" with rounding")
         return "arithmetic", tensors, {"function": function, "operands": tuple(operands)}
@@ -219,7 +237,7 @@ def _average_pool(call: _Call) -> _Form:
 
 
 def _mean_of_windows(call: _Call) -> _Form:
-    """Adaptive pools and means over all pixels: windows of equal size that tile the input."""
+    """Adaptive pools and means over all pixels."""
     before, after = call.before.shape[2:], call.out.shape[2:]
     if call.key in ("mean", torch.mean):
         dims = call.get("dim", 1)
@@ -227,10 +245,22 @@ def _mean_of_windows(call: _Call) -> _Form:
             raise call.refuse(" over these dimensions")
         after = torch.Size((1, 1))
     if any(b % a for b, a in zip(before, after, strict=True)):
-        raise call.refuse(f" from {tuple(before)} to {tuple(after)}, which takes windows of several sizes")
+        return "adaptive_pool", [call.source], {"size": tuple(before)}
+    options = _tiles(before, after) | {"include_pad": True}
+    return ("average_pool" if math.prod(options["kernel"]) > 1 else ""), [call.source], options
+
+
+def _tiles(before: torch.Size, after: torch.Size) -> dict[str, Any]:
+    """The window of a pool whose windows tile its input."""
     kernel = tuple(b // a for b, a in zip(before, after, strict=True))
-    options = {"kernel": kernel, "stride": kernel, "padding": (0, 0), "ceil": False, "include_pad": True}
-    return ("average_pool" if math.prod(kernel) > 1 else ""), [call.source], options
+    return {"kernel": kernel, "stride": kernel, "padding": (0, 0), "ceil": False}
+
+
+def _adaptive_max_pool(call: _Call) -> _Form:
+    before, after = call.before.shape[2:], call.out.shape[2:]
+    if any(b % a for b, a in zip(before, after, strict=True)):
+        raise call.refuse(f" from {tuple(before)} to {tuple(after)}, which takes windows of several sizes")
+    return "max_pool", [call.source], _tiles(before, after) | {"dilation": (1, 1)}
 
 
 def _reshape(call: _Call) -> _Form:
@@ -260,10 +290,37 @@ def _item(call: _Call) -> _Form:
 
 
 def _pad(call: _Call) -> _Form:
-    amounts = call.module.padding if isinstance(call.module, nn.ZeroPad2d) else call.get("pad", 1)
-    if call.get("mode", 2, "constant") != "constant" or call.get("value", 3):
-        raise call.refuse(" with anything but zeros")
-    return "pad", [call.source], {"amounts": tuple(int(a) for a in amounts)}
+    mode = call.get("mode", 2, "constant")
+    if call.module is not None:
+        amounts = call.get("padding", 1)
+        mode = {nn.ReflectionPad2d: "reflect", nn.ReplicationPad2d: "replicate"}.get(type(call.module), "constant")  # type: ignore[call-overload]
+    else:
+        amounts = call.get("pad", 1)
+    if mode not in ("constant", "reflect", "replicate") or (mode == "constant" and call.get("value", 3)):
+        raise call.refuse(" with anything but zeros or the pixels next to it")
+    return "pad", [call.source], {"amounts": tuple(int(a) for a in amounts), "mode": mode}
+
+
+def _leaky_relu(call: _Call) -> _Form:
+    """x where positive, else a slope times x: one slope, or (PReLU) one a channel."""
+    slope = call.get("negative_slope", 1, 0.01)
+    if call.key in (nn.PReLU, F.prelu, torch.prelu):
+        weight = call.get("weight", 1)
+        slope = weight.detach().view(-1, *(1 for _ in call.out.shape[2:]))
+    return "elementwise", [call.source], {"function": "leaky_relu", "slope": slope}
+
+
+def _gelu(call: _Call) -> _Form:
+    return "elementwise", [call.source], {"function": "gelu", "approximate": call.get("approximate", 1, "none")}
+
+
+def _softmax(function: str) -> Callable[[_Call], _Form]:
+    def read(call: _Call) -> _Form:
+        if call.get("dim", 1) not in (1, 1 - call.out.dim()):
+            raise call.refuse(" along another dimension than the channels")
+        return "elementwise", [call.source], {"function": function}
+
+    return read
 
 
 def _transpose(call: _Call) -> _Form:
@@ -289,7 +346,18 @@ _NOTHING = (
     "clone",
     "float",
 )
-_RESHAPES = (nn.Flatten, torch.flatten, torch.reshape, torch.squeeze, "flatten", "view", "reshape", "squeeze")
+_RESHAPES = (
+    nn.Flatten,
+    torch.flatten,
+    torch.reshape,
+    torch.squeeze,
+    torch.unsqueeze,
+    "unsqueeze",
+    "flatten",
+    "view",
+    "reshape",
+    "squeeze",
+)
 _FORMS: dict[Any, Callable[[_Call], _Form]] = {
     QuantConv2d: _one("conv"),
     QuantLinear: _one("linear"),
@@ -309,7 +377,12 @@ _FORMS: dict[Any, Callable[[_Call], _Form]] = {
     **dict.fromkeys((nn.AvgPool2d, F.avg_pool2d), _average_pool),
     **dict.fromkeys((nn.AdaptiveAvgPool2d, F.adaptive_avg_pool2d, "mean", torch.mean), _mean_of_windows),
     **dict.fromkeys((torch.cat, torch.concat, torch.concatenate), _concat),
-    **dict.fromkeys((F.pad, nn.ZeroPad2d), _pad),
+    **dict.fromkeys((nn.AdaptiveMaxPool2d, F.adaptive_max_pool2d), _adaptive_max_pool),
+    **dict.fromkeys((F.pad, nn.ZeroPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d), _pad),
+    **dict.fromkeys((nn.LeakyReLU, F.leaky_relu, nn.PReLU, F.prelu, torch.prelu), _leaky_relu),
+    **dict.fromkeys((nn.GELU, F.gelu), _gelu),
+    **dict.fromkeys((nn.Softmax, F.softmax, torch.softmax, "softmax"), _softmax("softmax")),
+    **dict.fromkeys((nn.LogSoftmax, F.log_softmax, torch.log_softmax, "log_softmax"), _softmax("log_softmax")),
     **dict.fromkeys((torch.transpose, torch.permute, "transpose", "permute"), _transpose),
     **dict.fromkeys((torch.sigmoid, F.sigmoid, nn.Sigmoid, "sigmoid"), _one("elementwise", function="sigmoid")),
     **dict.fromkeys((torch.tanh, F.tanh, nn.Tanh, "tanh"), _one("elementwise", function="tanh")),

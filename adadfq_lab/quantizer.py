@@ -36,7 +36,8 @@ class BitWidths:
         """Reads `3w3a`; raises UserError for anything but 2 to 8 bits each."""
         match = re.fullmatch(r"([2-8])w([2-8])a", text)
         if match is None:
-            raise UserError(f"{text} is not a bit width; write weights and activations as in 3w3a, 2 to 8 bits each")
+            shown = text if text == text.strip() != "" else repr(text)
+            raise UserError(f"{shown} is not a bit width; write weights and activations as in 3w3a, 2 to 8 bits each")
         return cls(int(match[1]), int(match[2]))
 
     def __str__(self) -> str:
@@ -75,12 +76,17 @@ def dequantize(q: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
 def quantize_linear(theta: Tensor, bits: int) -> Tensor:
     """Eq. (18) to the letter on a whole tensor: round((2^n - 1)(theta - min)/(max - min) - 2^(n-1)), int32.
 
-    A constant tensor, for which the equation is 0/0, gets the lowest code.
+    Computed in float64, however narrow or wide the range. A constant tensor, for which the equation is 0/0, gets the lowest
+    code, an empty one no codes. Raises ValueError where an entry is infinite or NaN, for then there is no range.
     """
-    low, high = theta.aminmax()
-    theta = theta - low  # before the division, as printed: exact also where the range is far from 0 and narrow
-    scale, zero_point = qparams(torch.zeros_like(low), high - low, bits, zero_point="real")
-    return codes(theta, scale, zero_point, bits)
+    wide = theta.detach().to(torch.float32 if theta.device.type == "mps" else torch.float64)
+    if not wide.isfinite().all():
+        raise ValueError("theta has infinite or NaN entries, so its range has no grid")
+    if not wide.numel():
+        return wide.to(torch.int32)
+    low, high = wide.aminmax()
+    width = torch.where(high == low, 1, high - low)
+    return ((2**bits - 1) * (wide - low) / width - 2 ** (bits - 1)).round().to(torch.int32)
 
 
 class _FakeQuantize(torch.autograd.Function):
@@ -219,7 +225,7 @@ class QuantActivation(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         upper = 6.0 if self.relu == "relu6" else None
-        if self.observing:
+        if self.observing and x.numel():  # an empty batch has no range
             low, high = x.detach().aminmax()
             if self.relu != "none":
                 low, high = low.clamp(0, upper), high.clamp(0, upper)

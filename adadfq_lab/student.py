@@ -335,7 +335,7 @@ def _replace_layers(module: fx.GraphModule, bits: BitWidths, ste: Ste, zero_poin
     return count
 
 
-def _source(node: fx.Node, modules: dict[str, nn.Module]) -> fx.Node:
+def grid_source(node: fx.Node, modules: dict[str, nn.Module]) -> fx.Node:
     """The node whose grid the tensor of `node` lies on, back through operations that keep a grid."""
     while node.args and isinstance(node.args[0], fx.Node):
         keeps = (
@@ -355,7 +355,7 @@ def _float_inputs(module: fx.GraphModule) -> list[tuple[str, str]]:
     found = []
     for node in module.graph.nodes:
         if node.op == "call_module" and isinstance(modules[str(node.target)], QuantLayer):
-            source = _source(node.args[0], modules)
+            source = grid_source(node.args[0], modules)
             if source.op != "call_module" or not isinstance(modules[str(source.target)], QuantActivation):
                 found.append((str(node.target), source.name))
     return found

@@ -313,6 +313,56 @@ class HasANetwork(Odd):
         return self.activations[0](self.network(x))
 
 
+class StoredTensors(Odd):
+    """Normalises its images itself and scales channels, by buffers and parameters; all of them have names of tensor methods."""
+
+    layers = 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor([0.1, 0.2, 0.3, 0.4]))
+        self.register_buffer("relu_", torch.tensor(0.5))
+        self.flatten = nn.Parameter(torch.rand(1, CHANNELS, 1, 1))
+        self.view = conv()
+
+    def features(self, x: Tensor) -> Tensor:
+        x = F.relu(self.conv((x - self.mean.view(1, -1, 1, 1)) / self.relu_))
+        return self.view(x) * self.flatten + self.mean[:, None, None]
+
+
+class OtherActivations(Odd):
+    """Activations that are no ReLU, some in place; what they overwrite was the output of a layer."""
+
+    layers = 6
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps = nn.Sequential(
+            *(conv(), nn.SiLU(inplace=True)),
+            *(conv(), nn.LeakyReLU(0.2, inplace=True)),
+            *(conv(), nn.PReLU(CHANNELS)),
+            *(conv(), nn.Hardswish(inplace=True)),
+        )
+
+    def features(self, x: Tensor) -> Tensor:
+        return F.softmax(self.conv(F.relu(F.gelu(F.leaky_relu(self.steps(x))))), dim=1)
+
+
+class OtherPools(Odd):
+    """Adaptive pools whose windows overlap, tile, or repeat pixels, and borders of pixels next to them."""
+
+    layers = 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.border = nn.Sequential(nn.ReflectionPad2d((1, 2, 0, 1)), nn.ReplicationPad2d(1))
+        self.uneven, self.third = conv(), conv()
+
+    def features(self, x: Tensor) -> Tensor:
+        x = self.uneven(F.adaptive_max_pool2d(self.border(F.relu(self.conv(x))), (1, 13)))
+        return self.third(F.adaptive_avg_pool2d(F.adaptive_avg_pool2d(x, (3, 5)), (7, 4)))
+
+
 ODD: tuple[type[Odd], ...] = tuple(Odd.__subclasses__())
 
 

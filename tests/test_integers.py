@@ -20,8 +20,11 @@ from networks_for_tests import (
     LeftFloat,
     NoNorm,
     NormWithoutMemory,
+    OtherActivations,
+    OtherPools,
     ResidualAdd,
     SharedRelu,
+    StoredTensors,
     ThirdPartyResNet20,
     randomize,
 )
@@ -122,6 +125,24 @@ def test_inputs_are_named_by_the_grid_they_come_on(generator):
     grids = integers(Q).activations
     assert inputs == {"conv": None, "second": grids["relu"], "linear": None}
     assert all(layer.input is not None for layer in integers(student_of(network, every_input=True)).layers.values())
+
+
+def test_a_layer_called_view_is_a_layer(generator):
+    """Only the method `view` passes a grid on: what follows a convolution of that name comes on none."""
+    network = nn.Sequential()
+    for name, module in {"conv": nn.Conv2d(CHANNELS, 4, 1), "relu": nn.ReLU(), "view": nn.Conv2d(4, 4, 1)}.items():
+        network.add_module(name, module)
+    network.add_module("last", nn.Conv2d(4, 4, 1))
+    layers = integers(student_of(randomize(network, generator))).layers
+    assert layers["view"].input is not None and layers["last"].input is None
+
+
+@pytest.mark.parametrize("kind", [OtherActivations, OtherPools, StoredTensors])
+def test_a_layer_is_compared_with_what_it_made(kind, generator):
+    """Also where the next operation overwrites that in place."""
+    Q = student_of(randomize(kind(), generator))
+    rows = [row for row in compare_layers(Q, images(generator)) if row.kind != "activation"]
+    assert len(rows) == kind.layers and max(row.difference for row in rows) < 1e-5
 
 
 def test_the_table_has_a_line_a_layer(generator):

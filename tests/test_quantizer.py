@@ -92,6 +92,29 @@ def test_eq_18_of_a_narrow_range_far_from_zero_by_hand():
     assert quantize_linear(2**20 + theta, 8).tolist() == quantize_linear(theta, 8).tolist() == [-128, -64, 127]
 
 
+@pytest.mark.parametrize("size", [1e-38, 1e-12, 1.0, 1.5e38])
+def test_eq_18_of_a_range_of_any_width_by_hand(size):
+    """(-1, 0, 1) and its multiples are -4, round(3.5 - 4) = 0 and 3 at three bits, also where max - min overflows float32."""
+    assert quantize_linear(torch.tensor([-size, 0.0, size]), 3).tolist() == [-4, 0, 3]
+
+
+def test_eq_18_of_what_has_no_range():
+    """No numbers have no codes; infinite and NaN are an error, not a code outside the grid."""
+    assert quantize_linear(torch.empty(0, 3), 3).shape == (0, 3)
+    for wrong in (math.inf, math.nan):
+        with pytest.raises(ValueError, match="theta has infinite or NaN entries"):
+            quantize_linear(torch.tensor([0.0, wrong]), 3)
+
+
+def test_an_empty_batch_moves_no_range():
+    """No images in, no numbers out; the range is as before."""
+    quantizer = QuantActivation(3)
+    assert quantizer(torch.empty(0, 4)).shape == (0, 4) and not quantizer.range.batches
+    quantizer(torch.tensor([1.0, 2.0]))
+    quantizer(torch.empty(0, 4))
+    assert float(quantizer.range.high) == pytest.approx(2) and int(quantizer.range.batches) == 1
+
+
 @given(arrays(np.float64, st.integers(2, 20), elements=st.floats(-4, 4)), st.sampled_from(BITS))
 def test_eq_18_is_its_formula_in_plain_python(theta, bits):
     """quantize_linear(theta) = round((2^n - 1)(theta - min)/(max - min) - 2^(n-1)), except within rounding of a tie."""
