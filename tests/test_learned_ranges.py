@@ -5,11 +5,12 @@ import math
 
 import pytest
 import torch
-from tiny_games import SHAPE, WARMUP, changed, play, state, tiny_game, tiny_teacher, twin
+from tiny_games import SCHEDULE, SHAPE, WARMUP, changed, play, state, tiny_game, tiny_teacher, twin
 from torch import Tensor
 
 from adadfq_lab.checkpoints import quantization_json
 from adadfq_lab.errors import UserError
+from adadfq_lab.fidelity import FIDELITY
 from adadfq_lab.game import Game
 from adadfq_lab.integer_layers import integers
 from adadfq_lab.integer_run import run_integer
@@ -26,6 +27,7 @@ from adadfq_lab.quantizer import (
     weight_qparams,
 )
 from adadfq_lab.ranges import fit_ranges
+from adadfq_lab.runs import RunConfig, build_game
 from adadfq_lab.student import quantize
 from adadfq_lab.student_files import load_student, save_student
 
@@ -243,6 +245,17 @@ def test_a_game_is_resumed_bit_for_bit(at, tmp_path):
     resumed = Game.resume(tmp_path / "game.ckpt", teacher=tiny_teacher())
     assert not changed(state(game), state(resumed)) and resumed.student.quantization.learned
     assert not changed(state(play(twin(game), 3)), state(play(resumed, 3)))
+
+
+@pytest.mark.parametrize("fidelity", FIDELITY)
+def test_it_plays_at_every_fidelity(fidelity):
+    """Finite terms in the warm-up and after; where zero points are real ("paper") they are as constant as integers are."""
+    game = build_game(RunConfig(method="adadfq+lsq", fidelity=fidelity, schedule=SCHEDULE, device="cpu"), tiny_teacher())
+    play(game, WARMUP)
+    before = {name: value.clone() for name, value in state(game).items() if name.endswith("grid.zero_point")}
+    for record in game.play(3):
+        assert all(bool(term.isfinite()) for term in record.terms.values())
+    assert before and all(torch.equal(state(game)[name], value) for name, value in before.items())
 
 
 @pytest.mark.parametrize("make", [gdfq, adadfq_plus])

@@ -118,8 +118,9 @@ class Method:
     generator_every:    G steps in every so many rounds, in the warm-up in all
     generator_stops:    G stops learning when the warm-up ends: the student trains on what there is then
     ranges:             "observed": Q's ranges are those of the first batches; "fitted": when the warm-up ends, each is cut
-                        to where rounding costs least on G's images, and stays, and what it clips passes no gradient; without a
-                        warm-up it is "observed" too
+                        to where rounding costs least on G's images, and stays, and what it clips passes no gradient; "learned":
+                        from the fitted ones on, the scales of activations and weights are parameters of Q; without a warm-up
+                        nothing is fitted
     warmup:             the rounds of warm-up that serve it on small images; advice, since the schedule decides
     """
 
