@@ -180,6 +180,8 @@ class Game:
         fused = {"fused": True} if self.device.type in ("cpu", "cuda") else {}
         beta1 = self.fidelity.adam_beta1 if self.rates.adam_beta1 is None else self.rates.adam_beta1
         betas = (beta1, 0.999)
+        if method.ranges == "learned":
+            self.student.learn_ranges()
         self.generator_optimizer = Adam(self.generator.parameters(), 1.0, betas=betas, **fused)
         self.student_parameters = [p for p in self.student.parameters() if p.requires_grad]
         self.student_optimizer = method.student_optimizer(self.student, self.rates.weight_decay, self.fidelity)
@@ -276,7 +278,7 @@ class Game:
             if probe:
                 gains[1] = self._disagreement(x_new, z_p_new) - after_g
         self.index += 1
-        if self.method.ranges == "fitted" and self.index == s.warmup:
+        if self.method.ranges != "observed" and self.index == s.warmup:
             self._fit_ranges()
         terms = {f"generator.{k}": v.detach() for k, v in terms_g.items()}
         terms |= {f"student.{k}": v.detach() for k, v in terms_q.items()}
@@ -324,7 +326,7 @@ class Game:
         assign()
         distributed.sum_gradients(p for group in optimizer.param_groups for p in group["params"])
         for group in optimizer.param_groups:
-            group["lr"] = lr * self.schedule.factor(index)
+            group["lr"] = (self.rates.scale_lr if group.get("scales") else lr) * self.schedule.factor(index)
         optimizer.step()
 
     def _assign(self, gradients: tuple[Tensor | None, ...]) -> None:

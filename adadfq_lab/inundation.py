@@ -98,6 +98,10 @@ class GradientInundation(SGD):  # type: ignore[misc, valid-type]
     ) -> None:
         if not 0 < share < 1:
             raise UserError(f"share must be between 0 and 1, not {share}")
+        if student.quantization.learned:
+            raise UserError(
+                "gradient inundation counts codes on grids that follow the weights; those of this student are learned"
+            )
         trainable = [p for p in student.parameters() if p.requires_grad]
         grids: dict[tuple[int, str], list[Tensor]] = {}
         quantised: set[int] = set()

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adadfq_lab.quantizer import BitWidths, Ste, ZeroPoint, codes, fake_quantize, weight_qparams
+from adadfq_lab.lsq import LearnedGrid
+from adadfq_lab.quantizer import BitWidths, Ste, ZeroPoint, codes, fake_quantize, quant_range, weight_qparams
 
 
 class QuantLayer(nn.Module):
@@ -20,9 +21,17 @@ class QuantLayer(nn.Module):
     def __init__(self, bits: int, ste: Ste, zero_point: ZeroPoint) -> None:
         super().__init__()
         self.bits, self.ste, self.zero_point_rule = bits, ste, zero_point
+        self.grid: LearnedGrid | None = None
+
+    def learn_range(self) -> None:
+        """From now on the scales are a parameter, one per output channel; nothing changes where they are one already."""
+        if self.grid is None:
+            self.grid = LearnedGrid(*self.qparams(), *quant_range(self.bits))
 
     def qparams(self) -> tuple[Tensor, Tensor]:
-        """scale and zero_point of the weight, `(out, 1, ...)`."""
+        """scale and zero_point of the weight, `(out, 1, ...)`: of its minimum and maximum as they are now, or learned."""
+        if self.grid is not None:
+            return self.grid.qparams()
         return weight_qparams(self.weight, self.bits, zero_point=self.zero_point_rule)
 
     def integer_weight(self) -> Tensor:
@@ -31,6 +40,9 @@ class QuantLayer(nn.Module):
 
     def quantized_weight(self) -> Tensor:
         """The weight rounded to its grid, as floats."""
+        if self.grid is not None:
+            learned: Tensor = self.grid(self.weight)
+            return learned
         return fake_quantize(self.weight, *self.qparams(), self.bits, ste=self.ste)
 
 

@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from adadfq_lab.distributed import extremes
 from adadfq_lab.errors import UserError
+from adadfq_lab.lsq import LearnedGrid
 
 Ste = Literal["identity", "clipped"]
 ZeroPoint = Literal["rounded", "real"]
@@ -202,7 +203,8 @@ class Range(nn.Module):
 class QuantActivation(nn.Module):
     """Fake-quantises an activation tensor on one grid, static after observation; with `relu` it is the ReLU (or ReLU6) as well.
 
-    While `observing` the range is updated from each batch before it is used, without a host synchronisation.
+    While `observing` the range is updated from each batch before it is used, without a host synchronisation. After
+    `learn_range` it is where the grid starts from when observation ends: from then on its scale is a parameter.
     relu: "none", "relu" or "relu6". After a ReLU the grid starts at 0.
     """
 
@@ -211,13 +213,28 @@ class QuantActivation(nn.Module):
         self.bits, self.relu, self.ste = bits, relu, ste
         self.range = Range(rule)
         self.observing = True
+        self.grid: LearnedGrid | None = None
 
     @property
     def levels(self) -> int:
         return int(2**self.bits - 1)
 
+    def learn_range(self) -> None:
+        """From now on the scale is a parameter; nothing changes for a range that is one already."""
+        if self.grid is None:
+            self.grid = LearnedGrid(*self.observed_qparams(), *quant_range(self.bits))
+
+    def follow_range(self) -> None:
+        """Puts a learned grid on the range as it is now."""
+        if self.grid is not None:
+            self.grid.place(*self.observed_qparams())
+
     def qparams(self) -> tuple[Tensor, Tensor]:
         """scale and zero_point, 0-dim; the zero point of a ReLU's grid is quant_min."""
+        return self.observed_qparams() if self.grid is None else self.grid.qparams()
+
+    def observed_qparams(self) -> tuple[Tensor, Tensor]:
+        """The same of the grid over the observed range."""
         if self.relu != "none":
             scale = self.range.high.clamp(min=1e-8) / self.levels
             return scale, torch.full_like(scale, quant_range(self.bits)[0])
@@ -230,6 +247,10 @@ class QuantActivation(nn.Module):
             if self.relu != "none":
                 low, high = low.clamp(0, upper), high.clamp(0, upper)
             self.range.update(*extremes(low, high))
+            self.follow_range()
+        elif self.grid is not None:
+            learned: Tensor = self.grid(x if upper is None else x.clamp(max=upper), from_zero=self.relu != "none")
+            return learned
         scale, zero_point = self.qparams()
         if self.relu == "none":
             return fake_quantize(x, scale, zero_point, self.bits, ste=self.ste)

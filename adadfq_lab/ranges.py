@@ -61,3 +61,4 @@ def fit_ranges(student: Student, batches: Iterable[Tensor]) -> None:
     for fraction, activation in zip(best, quantisers, strict=True):
         activation.range.low.mul_(fraction)
         activation.range.high.mul_(fraction)
+        activation.follow_range()

@@ -6,6 +6,7 @@ ReLU and ReLU6 becomes a quantiser of n bits of its own. What else there is stay
 """
 
 import copy
+import dataclasses
 import operator
 import threading
 from collections.abc import Iterator
@@ -50,6 +51,7 @@ class Quantization:
     rule: RangeRule = "ema"
     zero_point: ZeroPoint = "rounded"
     every_input: bool = False
+    learned: bool = False
 
 
 TRACING = threading.RLock()
@@ -92,6 +94,19 @@ class Student(nn.Module):
     def observing(self, value: bool) -> None:
         for module in self.activations().values():
             module.observing = value
+
+    def learn_ranges(self) -> None:
+        """From now on every scale, of weights and of activations, is a parameter: see `quantizer.learned_quantize`."""
+        for module in self._quantizers():
+            module.learn_range()
+        self.quantization = dataclasses.replace(self.quantization, learned=True)
+
+    def learned_scales(self) -> list[nn.Parameter]:
+        """The learned scales; none where ranges are observed."""
+        return [module.grid.scale for module in self._quantizers() if module.grid is not None]
+
+    def _quantizers(self) -> list[QuantLayer | QuantActivation]:
+        return [*self.layers().values(), *self.activations().values()]
 
     def stop_clipped_gradients(self) -> None:
         """From now on no gradient passes an activation that its grid clips, whatever the student was made with."""
@@ -141,15 +156,17 @@ class Student(nn.Module):
     def report(self) -> str:
         """What was quantised, to how many bits, and what was not; a few lines of text."""
         layers, activations = self.layers(), self.activations()
+        learned = ", scales learned" if self.quantization.learned else ""
         weights = sum(layer.weight.numel() for layer in layers.values())
         convs = sum(isinstance(layer, QuantConv2d) for layer in layers.values())
         left = self.left_float()
         return "\n".join(
             [
                 f"{self.bits}: {len(layers)} layers ({convs} convolutions, {len(layers) - convs} linear), "
-                f"{weights:,} weights of {self.bits.weights} bits per output channel",
+                f"{weights:,} weights of {self.bits.weights} bits per output channel{learned}",
                 f"{len(activations)} activation quantisers of {self.bits.activations} bits per tensor, after each ReLU or ReLU6"
-                + (" and on every other layer input" if any(a.relu == "none" for a in activations.values()) else ""),
+                + (" and on every other layer input" if any(a.relu == "none" for a in activations.values()) else "")
+                + learned,
                 "left in float: biases, batch norm" + "".join(f", {item}" for item in left),
             ]
         )
@@ -163,6 +180,7 @@ def quantize(
     rule: RangeRule = "ema",
     zero_point: ZeroPoint = "rounded",
     every_input: bool = False,
+    learned: bool = False,
 ) -> Student:
     """A fake-quantised copy of `network` (a Teacher or any traceable module); the network itself is not touched.
 
@@ -172,6 +190,7 @@ def quantize(
     zero_point:  "rounded" (integers run) or "real" (Eq. 18 to the letter)
     every_input: also quantise the inputs of layers that no ReLU precedes: the image, the pooled vector, MobileNetV2's linear
                  bottlenecks and residual sums. Off by default, as in the paper's line of work.
+    learned:     the scales of weights and activations are parameters, see `Student.learn_ranges`
 
     Raises UserError where the network cannot be traced (which module, and why) or has nothing to quantise.
     """
@@ -187,9 +206,10 @@ def quantize(
     module.graph.eliminate_dead_code()
     module.delete_all_unused_submodules()
     module.recompile()
-    return (
-        Student(module, Quantization(widths, ste, rule, zero_point, every_input)).to(memory_format=torch.channels_last).eval()
-    )
+    student = Student(module, Quantization(widths, ste, rule, zero_point, every_input))
+    if learned:
+        student.learn_ranges()
+    return student.to(memory_format=torch.channels_last).eval()
 
 
 def traced(network: nn.Module) -> fx.GraphModule:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from adadfq_lab.distributed import joined
 from adadfq_lab.game import Game
-from adadfq_lab.methods import METHODS, make_method
+from adadfq_lab.methods import BEYOND, METHODS, make_method
 from adadfq_lab.teachers import Teacher
 
 BATCH, WARMUP, OBSERVE, ROUNDS = 16, 3, 5, 9
@@ -40,7 +40,7 @@ def shifted_teacher() -> Teacher:
 def games(dtype: torch.dtype) -> dict[str, Game]:
     """A game of each method, and of AdaDFQ under each other fidelity."""
     options: dict[str, Any] = {"batch": BATCH, "warmup": WARMUP, "observe": OBSERVE, "gains_every": 2, "student_lr": None}
-    made = {name: tiny_game(make_method(name), teacher=shifted_teacher(), **options) for name in METHODS}
+    made = {name: tiny_game(make_method(name), teacher=shifted_teacher(), **options) for name in METHODS | BEYOND}
     for fidelity in ("paper", "released"):
         made[f"adadfq {fidelity}"] = tiny_game(teacher=shifted_teacher(), fidelity=fidelity, **options)
     return {name: double(game) if dtype == torch.float64 else game for name, game in made.items()}

@@ -19,7 +19,7 @@ from adadfq_lab.fidelity import FIDELITY
 from adadfq_lab.game import Game, Schedule
 from adadfq_lab.generators import Generator, conditional_generator
 from adadfq_lab.layers import QuantLayer
-from adadfq_lab.methods import METHODS, Round, adadfq, make_method
+from adadfq_lab.methods import BEYOND, METHODS, Round, adadfq, make_method
 from adadfq_lab.runs import observe_noise, pick_device
 from adadfq_lab.statistics import WithStatistics
 from adadfq_lab.student import quantize
@@ -27,7 +27,7 @@ from adadfq_lab.teachers import Teacher, TeacherInfo, normalize
 from adadfq_lab.zoo import build_network
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [*METHODS, *BEYOND])
 def test_a_round_never_waits_for_the_device_and_leaves_nothing_on_the_host(name):
     """Warm-up, observation and play on `meta`: both players' steps and the record, without reading a single value."""
     game = tiny_game(make_method(name), device="meta", gains_every=1, warmup=1, observe=2)

@@ -10,6 +10,7 @@ from typing import Any
 
 from adadfq_lab.errors import UserError, first_line
 from adadfq_lab.methods.adadfq import adadfq
+from adadfq_lab.methods.adadfq_lsq import adadfq_lsq
 from adadfq_lab.methods.adadfq_plus import adadfq_plus
 from adadfq_lab.methods.adasg import adasg
 from adadfq_lab.methods.arc import arc
@@ -32,7 +33,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "adadfq": adadfq,
 }
 """How to make each method, by name in lower case, in the order of the paper's Table 2; add your own with `register`."""
-BEYOND: dict[str, Callable[..., Method]] = {"adadfq+": adadfq_plus}
+BEYOND: dict[str, Callable[..., Method]] = {"adadfq+": adadfq_plus, "adadfq+lsq": adadfq_lsq}
 """What goes beyond the paper, on the same quantizer; in tables a row apart."""
 REFERENCES: dict[str, Callable[..., Method]] = {"real": real}
 """What methods are measured against, by name: runs like a method, but is none."""
@@ -89,10 +90,11 @@ def register(name: str, make: Callable[..., Method]) -> None:
 def make_method(name: str, **settings: Any) -> Method:
     """The method called `name`, with `settings` in place of its defaults; raises UserError for an unknown name or setting."""
     known = every_method()
-    if _key(name) not in known:
+    key = name.lower() if name.lower() in known else _key(name)
+    if key not in known:
         raise UserError(f"no method is called {name!r}; choose from {', '.join(known)}")
     try:
-        return known[_key(name)](**settings)
+        return known[key](**settings)
     except TypeError as error:
         raise UserError(f"{name} does not take these settings: {error}") from None
 
@@ -107,6 +109,7 @@ __all__ = [
     "Round",
     "Terms",
     "adadfq",
+    "adadfq_lsq",
     "adadfq_plus",
     "adasg",
     "arc",

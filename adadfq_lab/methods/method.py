@@ -68,12 +68,14 @@ class Rates:
     """The learning rates and weight decay a method asks for where the schedule names none.
 
     adam_beta1: the momentum of G's Adam; as the fidelity has it for the paper's own method if not given
+    scale_lr:   of learned scales, which have no weight decay
     """
 
     generator_lr: float = 1e-3
     student_lr: float = 1e-4
     weight_decay: float = 1e-4
     adam_beta1: float | None = None
+    scale_lr: float = 1e-3
 
 
 def nesterov(student: Student, weight_decay: float, fidelity: Fidelity) -> torch.optim.Optimizer:
@@ -87,9 +89,14 @@ def plain_momentum(student: Student, weight_decay: float, fidelity: Fidelity) ->
 
 
 def _sgd(student: Student, weight_decay: float, *, nesterov: bool) -> torch.optim.Optimizer:
-    parameters = [p for p in student.parameters() if p.requires_grad]
+    scales = student.learned_scales()
+    learned = {id(scale) for scale in scales}
+    parameters = [p for p in student.parameters() if p.requires_grad and id(p) not in learned]
+    groups: list[dict[str, Any]] = [{"params": parameters}]
+    if scales:  # not fused: that step wants a gradient for all or for none, and a range that is being observed has none
+        groups.append({"params": scales, "scales": True, "weight_decay": 0.0, "fused": False})
     fused = {"fused": True} if parameters[0].device.type in ("cpu", "cuda") else {}
-    return SGD(parameters, 1.0, momentum=0.9, weight_decay=weight_decay, nesterov=nesterov, **fused)
+    return SGD(groups, 1.0, momentum=0.9, weight_decay=weight_decay, nesterov=nesterov, **fused)
 
 
 @dataclass(frozen=True)
@@ -111,8 +118,9 @@ class Method:
     generator_every:    G steps in every so many rounds, in the warm-up in all
     generator_stops:    G stops learning when the warm-up ends: the student trains on what there is then
     ranges:             "observed": Q's ranges are those of the first batches; "fitted": when the warm-up ends, each is cut
-                        to where rounding costs least on G's images, and stays, and what it clips passes no gradient; without a
-                        warm-up it is "observed" too
+                        to where rounding costs least on G's images, and stays, and what it clips passes no gradient; "learned":
+                        from the fitted ones on, the scales of activations and weights are parameters of Q; without a warm-up
+                        nothing is fitted
     warmup:             the rounds of warm-up that serve it on small images; advice, since the schedule decides
     """
 
@@ -130,7 +138,7 @@ class Method:
     features: bool = False
     generator_every: int = 1
     generator_stops: bool = False
-    ranges: Literal["observed", "fitted"] = "observed"
+    ranges: Literal["observed", "fitted", "learned"] = "observed"
     warmup: int = 200
 
     def steps_generator(self, index: int, warmup: int) -> bool:
@@ -143,7 +151,7 @@ class Method:
         Where images are finished once and for all in the warm-up, rounds count from its end, and its last few are added, so
         that Q has ranges when it ends.
         """
-        if self.ranges == "fitted" and warmup:
+        if self.ranges != "observed" and warmup:
             return index < warmup
         if not self.generator_stops:
             return index < observe
