@@ -320,4 +320,4 @@ lab.progress()
 # - Estimate a run's hours and megabytes from seconds of it, and choose what to give up.
 # - Watch a run from its log, stop it, resume it, and repair it after damage, with the same end to the bit.
 #
-# Next: notebook 10, where the student becomes integers.
+# Next: [10 · Is it really integer?](10_is_it_integer.ipynb), where the student becomes integers.

@@ -202,8 +202,8 @@ print(f"correlation of the two losses after round 60: {r:+.2f} (a zero-sum game 
 print(f"of what G minimises, L_BNS is {history['generator.bns'][late].mean() / both['G'][late].mean():.0%}")
 
 # %% [markdown]
-# *Read it:* both losses fall, and their correlation is *positive*. The game as played is not zero-sum: most of what G minimises
-# is no concern of Q's at all.
+# *Read it:* both losses fall, and their correlation is *positive*. The game as played is not zero-sum: most of what G
+# minimises is no concern of Q's at all.
 
 # %% [markdown]
 # ## 5 · An equilibrium (5 minutes)
@@ -268,3 +268,5 @@ lab.quiz("04")
 # - measure Δ_G and Δ_Q, and say why their sum need be neither zero nor the change over the run;
 # - test Eq. (5), and say why a training curve is no proof of an equilibrium;
 # - start, pause, resume and stop a game while it is played.
+#
+# Next: [05 · Two kinds of sample](05_two_kinds_of_sample.ipynb), which images G should make.

@@ -238,3 +238,5 @@ lab.quiz("07")
 # - write Eq. (14) to (17), and say which part shrinks with samples and which does not;
 # - name the two places where the paper's argument disagrees with its own formulas;
 # - tell under- from overfitting by a pair of curves, and say when the curves show neither.
+#
+# Next: [08 · Eight methods, one protocol](08_eight_methods.ipynb).

@@ -189,12 +189,10 @@ lab.show(lab.figures.curves(series, at, title="Gains, added up", x="round", y="c
 # that both players moved.
 
 # %%
-way, gap = np.abs(g).sum() + np.abs(q).sum(), abs((g + q).sum())
+way, gap = np.abs(g).sum() + np.abs(q).sum(), np.abs((g + q).sum())
 print(f"Δ_G > 0 in {(g > 0).mean():.0%}, Δ_Q < 0 in {(q < 0).mean():.0%} of the rounds; the sum is {gap / way:.0%} of the way")
 for name, gain in (("G", g), ("Q", q)):
     print(f"{name}: {gain.sum():+.2f} ± {1.96 * gain.std() * len(gain) ** 0.5:.2f} nats in {len(gain)} rounds (95 %)")
-change = history["entropy"][60:80].mean() - history["entropy"][-20:].mean()
-print(f"from rounds 60-80 to 280-300 the disagreement changed by {change:+.2f} nats; gains: {2 * (g + q).sum():+.2f} (all rounds)")
 
 # %% [markdown]
 # By that rule Fig. 3 is reproduced. Now look at the intervals: G's sum cannot be told from zero, Q's hardly. Two players who
@@ -202,16 +200,18 @@ print(f"from rounds 60-80 to 280-300 the disagreement changed by {change:+.2f} n
 # steps raise the disagreement by the way only. The same game with L_BNS *averaged*, as released, was recorded as well:
 
 # %%
-other = lab.load_recording("adadfq_averaged").history
-g_mean, q_mean = (other[name][measured] for name in ("gain_g", "gain_q"))
-print(f"L_BNS averaged: G {g_mean.sum():+.2f}, Q {q_mean.sum():+.2f}, both {(g_mean + q_mean).sum():+.2f} nats")
+averaged = lab.load_recording("adadfq_averaged").history
+for name, one in {"summed": history, "averaged": averaged}.items():
+    of_g, of_q = (float(one[column][measured].sum()) for column in ("gain_g", "gain_q"))
+    change = float(one["entropy"][60:80].mean() - one["entropy"][-20:].mean())  # of log C - H_info
+    print(f"L_BNS {name:8}: gains G {of_g:+.2f}, Q {of_q:+.2f}, both {of_g + of_q:+.2f} nats; disagreement {change:+.2f}")
 
 # %% [markdown]
-# Here G moves the disagreement, Q does not move it back, and the sum is as large as G's part: not reproduced. One divisor in
-# one loss term decides which.
+# Averaged, G raises the disagreement, Q does not lower it, and the sum is as large as G's part: not reproduced. One divisor
+# in one loss term decides.
 #
-# Nor do gains add up to the course of the game. Each is measured on the z and y of its own round, which the players have
-# just been fitted to; the next round draws new ones, where most of the gain is gone.
+# And though both players' gains add up to eight nats there, the disagreement *fell*. A gain is measured on the z and y of its
+# own round, which G has just been fitted to; the next round draws new ones, where most of that gain is gone.
 #
 # What is zero-sum here, and what is not:
 #
@@ -232,8 +232,8 @@ print(f"correlation of the two losses after round 60: {r:+.2f} (a zero-sum game 
 print(f"of what G minimises, L_BNS is {history['generator.bns'][late].mean() / both['G'][late].mean():.0%}")
 
 # %% [markdown]
-# *Read it:* both losses fall, and their correlation is *positive*. The game as played is not zero-sum: most of what G minimises
-# is no concern of Q's at all.
+# *Read it:* both losses fall, and their correlation is *positive*. The game as played is not zero-sum: most of what G
+# minimises is no concern of Q's at all.
 
 # %% [markdown]
 # ## 5 · An equilibrium (5 minutes)
@@ -299,3 +299,5 @@ lab.quiz("04")
 # - measure Δ_G and Δ_Q, and say why their sum need be neither zero nor the change over the run;
 # - test Eq. (5), and say why a training curve is no proof of an equilibrium;
 # - start, pause, resume and stop a game while it is played.
+#
+# Next: [05 · Two kinds of sample](05_two_kinds_of_sample.ipynb), which images G should make.

@@ -13,9 +13,9 @@
 # # 05 · Two kinds of sample
 #
 # *Solution copy.* [![Open this notebook in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/REPO/blob/main/notebooks/solutions/05_two_kinds_of_sample.ipynb)
-# If G only maximised disagreement, its images would be noise that P and Q happen to differ on. AdaDFQ asks for two kinds of
-# image: ones that P gets right and Q does not, and ones that both get right. This notebook writes both losses and takes
-# them away again.
+# If G only maximised disagreement, its images could be any noise that P and Q happen to differ on. AdaDFQ asks for two
+# kinds of image: ones that P gets right and Q does not, and ones that both get right. This notebook writes both losses and
+# takes them away again.
 #
 # **Objectives.** You will be able to write L_ds, L_as and L_bal; to say which way each pulls H'; and to read an ablation,
 # including what it cannot show.
@@ -263,3 +263,5 @@ lab.quiz("05")
 # - tell a disagreement sample from an agreement sample, and say why that depends on Q;
 # - write L_ds, L_as and L_bal, and say which way each moves H';
 # - read an ablation with its intervals, and say what so short a one can and cannot show.
+#
+# Next: [06 · The band](06_the_band.ipynb), how hard they should be.

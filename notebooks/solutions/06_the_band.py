@@ -93,8 +93,8 @@ alt = "Two ramps: one falls to 0 at H' = 0.1, the other rises from 0 at H' = 0.8
 lab.show(lab.figures.curves(parts, h, title="Two ramps", x="H'", y="hinge", alt=alt))
 
 # %% [markdown]
-# *Read it:* inside the band G pays nothing and is free to serve the other terms, L_bal and L_BNS. The highest price is λ_l = 0.1 at H'
-# = 0 and 1 - λ_u = 0.2 at H' = 1: the upper wall is the taller one.
+# *Read it:* inside the band G pays nothing and is free to serve the other terms, L_bal and L_BNS. The highest price is
+# λ_l = 0.1 at H' = 0 and 1 - λ_u = 0.2 at H' = 1: the upper wall is the taller one.
 
 # %% [markdown]
 # ### Exercise 1 ●○○ (3 minutes): the hinge
@@ -186,8 +186,8 @@ lab.show(lab.bars(terms, title="G's loss, rounds 250 to 300", x="term of Eq. (12
 print("parts of the loss: " + ", ".join(f"{name} {value / sum(terms.values()):.1%}" for name, value in terms.items()))
 
 # %% [markdown]
-# *Read it:* three quarters of the loss are L_BNS, summed as Eq. (11) prints it; the band is less than a hundredth. Its gradient
-# can still matter, for it acts on H' directly; but do not expect miracles.
+# *Read it:* three quarters of the loss are L_BNS, summed as Eq. (11) prints it; the band is less than a hundredth. Its
+# gradient can still matter, for it acts on H' directly; but do not expect miracles.
 
 # %% [markdown]
 # ## 5 · Move the walls while it plays (10 minutes)
@@ -269,3 +269,5 @@ lab.quiz("06")
 # - move λ_l and λ_u under a running game and say how fast, and how far, H' follows;
 # - say why the band ranks samples within a batch, and why the mean hinge is never 0;
 # - read a grid of accuracies against the width of their intervals.
+#
+# Next: [07 · Why it generalises](07_why_it_generalises.ipynb), the theory, and what it leaves open.
