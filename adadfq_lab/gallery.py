@@ -76,7 +76,7 @@ def disagreement() -> Picture:
         f"with 0 from {zero[0]:.2f} to {zero[-1]:.2f}."
     )
     panel = Panel("What H_min is, matters", "bits of Q", "median H′ (1: agreement)", lines, y_range=(0, 1.05))
-    return _svg(panel, alt, "Measured against its own batch, as in Eq. (3), H′ hardly tells a 4-bit student from an 8-bit one.")
+    return _svg(panel, alt, "Measured against its own batch, as in Eq. (3), H′ stays far from 1 however well Q agrees with P.")
 
 
 def cliff() -> Picture:
@@ -126,17 +126,19 @@ def gains() -> Picture:
     ends = ", ".join(f"{name} {total[-1]:+.1f} nats" for name, total in sums.items())
     panel = Panel("Gains, added up", "round", "disagreement [nats]", lines, rules=[Rule(0, "", GREY, "y", "dot")])
     alt = f"Gains of every second round from 60 to 300, added up: {ends}."
-    return _svg(panel, alt, "Is the game zero-sum? What G's steps gain, Q's steps do not lose: the gains do not cancel.")
+    return _svg(
+        panel, alt, "Is the game zero-sum? Both gains are small and of opposite sign; notebook 04 asks what that proves."
+    )
 
 
 def ablation() -> Picture:
-    """05: testing loss without L_ds, without L_as and without either."""
-    rows = {"all": "adadfq_3w3a", "no L_ds": "no_ds_3w3a", "no L_as": "no_as_3w3a", "neither": "no_bal_3w3a"}
+    """05: testing loss without L_ds, without L_as and without L_BNS."""
+    rows = {"all": "adadfq_3w3a", "no L_ds": "no_ds_3w3a", "no L_as": "no_as_3w3a", "no L_BNS": "no_bns_3w3a"}
     looks = ((BLUE, "solid"), (ORANGE, "dash"), (GREEN, "dot"), (VERMILLION, "dashdot"))
     lines = [_measured(name, file, "test.loss", *look) for (name, file), look in zip(rows.items(), looks, strict=True)]
     last = ", ".join(f"{line.name} {np.asarray(line.y)[-1]:.2f}" for line in lines)
     panel = Panel("Table 3 in miniature: testing loss of Q", "round", "cross-entropy [nats]", lines)
-    says = "Without agreement samples, or without either kind, Q is worse on real images; 150 rounds, one seed."
+    says = "Without L_BNS Q is worse on real images; without a kind of sample nothing shows in 150 rounds of one seed."
     return _svg(panel, f"Cross-entropy of Q on real images over 150 rounds; it ends at: {last} nats.", says)
 
 
