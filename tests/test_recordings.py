@@ -95,7 +95,7 @@ def test_the_players_of_notebook_00_differ_on_a_third():
     history = load_recording("adadfq_3w3a").history
     assert 0.6 < history["agreement"][-30:].mean() < 0.75
     means = history["h_prime"].mean(1)
-    assert ((means > 0.1) & (means < 0.8)).mean() > 0.99
+    assert ((means > 0.1) & (means < 0.8)).mean() > 0.98
 
 
 def test_the_gains_of_notebook_04():
@@ -117,6 +117,38 @@ def test_the_gains_of_notebook_04():
     both = [history.total(player) for player in ("generator", "student")]
     assert np.corrcoef(both[0][60:], both[1][60:])[0, 1] > 0.2
     assert all(total[60:80].mean() > 1.3 * total[-20:].mean() for total in both)
+
+
+def test_adasg_of_notebook_04_is_close_to_adadfq():
+    """It has a few samples more below its own bound, not fewer, and about the same mean."""
+    h = {name: load_recording(name).history.upto(150).last_samples(320) for name in ("adasg_3w3a", "adadfq_3w3a")}
+    shares = {name: (values < 0.3).mean() for name, values in h.items()}
+    assert 0 < shares["adasg_3w3a"] - shares["adadfq_3w3a"] < 0.1
+    assert h["adasg_3w3a"].mean() == pytest.approx(h["adadfq_3w3a"].mean(), abs=0.1)
+
+
+def test_the_ablation_of_notebook_05():
+    """Accuracies cannot be told apart; in testing loss the row without L_BNS is the worst at each of three measurements.
+
+    H' and H_info of three games hardly differ, and L_BNS is several times the other terms.
+    """
+    rows = ("adadfq_3w3a", "no_ds_3w3a", "no_as_3w3a", "no_bal_3w3a", "no_band_3w3a", "no_bns_3w3a")
+    ends = {name: load_recording(name).history.upto(150) for name in rows}
+    accuracy = [history["test.accuracy"][-1] for history in ends.values()]
+    assert min(accuracy) > 90 and max(accuracy) - min(accuracy) < 4
+    losses = {name: h["test.loss"][np.isfinite(h["test.loss"])][-3:] for name, h in ends.items()}
+    worst = losses.pop("no_bns_3w3a")
+    assert all((worst > other).all() for other in losses.values())
+    means = [other.mean() for other in losses.values()]
+    assert max(means) - min(means) < 0.03 < worst.mean() - max(means)
+    three = [ends[name] for name in rows[:3]]
+    assert np.ptp([history.last_samples(320).mean() for history in three]) < 0.05
+    assert np.ptp([history["entropy"][-20:].mean() for history in three]) < 0.05
+    for history in three:
+        other = max(
+            history[f"generator.{term}"][-20:].mean() for term in ("ds", "as") if f"generator.{term}" in history.columns
+        )
+        assert 5.5 < history["generator.bns"][-20:].mean() / other < 9
 
 
 def test_the_parts_of_the_loss_of_notebook_06():

@@ -249,15 +249,16 @@ print("below 0.3:", ", ".join(f"{name} {share:.0%}" for name, share in shares.it
 lab.show(lab.figures.histograms(h_of, title="H' after 150 rounds", x="H'", limits=(0, 1), bins=20))
 
 # %% [markdown]
-# AdaSG has somewhat fewer samples below its own λ_l = 0.3, 12 % against 16 %, the direction it asks for. Otherwise the two
-# distributions are close, and so are the two methods in Table 2 of the paper: at most 2.1 points apart in any row.
+# *Read it:* AdaSG asks for fewer samples below 0.3 and has a few *more* than AdaDFQ. The hinge hardly moves H' (notebook 06
+# asks why), so the two distributions are close, and so are the two methods in Table 2 of the paper: at most 2.1 points apart
+# in any row.
 
 # %% tags=["figure"]
 lab.replay("adadfq_3w3a")
 
 # %% [markdown]
-# Drag through the recorded run: in the warm-up G moves alone and Q's accuracy comes from observed ranges only; from round
-# 60 both move, and H_info creeps towards log C as Q learns what G makes.
+# *Read it:* drag through the recorded run: in the warm-up G moves alone and Q's accuracy comes from observed ranges only;
+# from round 60 both move, and H_info creeps towards log C as Q learns what G makes.
 
 # %%
 lab.quiz("04")

@@ -165,7 +165,7 @@ for name, history in recorded.items():
 
 # %% [markdown]
 # *Read it:* in H' and in nats the three hardly differ, and not in the paper's order: the clear separation of Fig. 5 does not
-# show at this scale. The losses say why. L_BNS is still seven or eight times each of the others: in 150 rounds G has followed
+# show at this scale. The losses say why. L_BNS is still six to eight times each of the others: in 150 rounds G has followed
 # P's memory, and taking L_ds or L_as away takes little away. (nan: left out.) The paper's G had 400 epochs on ImageNet.
 
 # %% [markdown]
