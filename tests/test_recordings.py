@@ -151,6 +151,33 @@ def test_the_ablation_of_notebook_05():
         assert 5.5 < history["generator.bns"][-20:].mean() / other < 9
 
 
+def test_the_curves_of_notebook_07():
+    """AdaDFQ ends lower in testing loss at both widths, GDFQ falls in training loss, its 3-bit student gets worse."""
+    ends = {}
+    for bits in (3, 5):
+        for name in ("adadfq", "gdfq"):
+            history = load_recording(f"{name}_{bits}w{bits}a").history.upto(150)
+            known = np.isfinite(history["test.loss"]) & (history["round"] > 10)
+            ends[name, bits] = {kind: history[f"{kind}.loss"][known] for kind in ("train", "test")}
+    for bits in (3, 5):
+        ours, theirs = ends["adadfq", bits], ends["gdfq", bits]
+        assert ours["test"][-1] < theirs["test"][-1]
+        assert theirs["train"][-1] < 0.8 * theirs["train"][0]
+        assert ours["train"][-1] > 0.85 * ours["train"][0]
+    assert (np.diff(ends["gdfq", 3]["test"][1:]) > 0).all()
+    assert ends["adadfq", 3]["test"][-1] < 1.1 * ends["adadfq", 3]["test"][0]
+    people = load_population()
+    z_p, y = torch.from_numpy(people.teacher_logits), torch.from_numpy(people.labels)
+    own = torch.nn.functional.cross_entropy(z_p, y)
+    assert own == pytest.approx(ends["adadfq", 3]["train"][-1], abs=0.2)
+    assert (z_p.argmax(1) == y).float().mean() < 0.2
+    five = load_recording("adadfq_5w5a").history
+    real = five["test.agreement"][np.isfinite(five["test.agreement"]) & (five["round"] > 10)]
+    assert real.min() > 0.975 and five["agreement"][30:].mean() < 0.9
+    finals = [load_recording(name).meta["final"]["test.accuracy"] for name in ("adadfq_3w3a", "gdfq_3w3a")]
+    assert abs(finals[0] - finals[1]) < 1.3
+
+
 def test_the_parts_of_the_loss_of_notebook_06():
     """Three quarters are L_BNS, less than a hundredth is the band."""
     history = load_recording("adadfq_3w3a").history
