@@ -59,7 +59,7 @@ PAGES = (
 GPU = {"09_full_training"}
 GENERATED = tuple((f"<!-- {part}: generated -->", f"<!-- {part}: end -->") for part in ("wrong answers", "minutes"))
 """Marks around the generated parts of the instructor's guide."""
-MEASURED = ("seconds", "first_plot", "fast", "megabytes", "libraries")
+MEASURED = ("seconds", "processor", "first_plot", "fast", "megabytes", "libraries", "load")
 """What `minutes.json` says of a notebook: columns of the guide's table."""
 
 _CELL = re.compile(r"^# %%(?P<markdown> \[markdown\])?(?: tags=(?P<tags>\[.*\]))?$")
@@ -281,13 +281,16 @@ def minutes(folder: Path = FOLDER) -> str:
     if not path.exists():
         return "Not measured yet: `python -m adadfq_lab.course_minutes`."
     measured = json.loads(path.read_text(encoding="utf-8"))
-    head = "| notebook | all cells [s] | first figure after [s] | in fast mode [s] | peak memory [MB] | of it libraries [MB] |"
-    rows = [head, "|---|---|---|---|---|---|"]
-    for name, row in measured["notebooks"].items():
-        rows.append("| " + " | ".join([name, *(str(row[key]) for key in MEASURED)]) + " |")
+    head = "all cells [s] | of a core [s] | first figure [s] | fast mode [s] | peak memory [MB] | libraries [MB] | load"
+    rows = [f"| notebook | {head} |", "|---" * (1 + len(MEASURED)) + "|"]
+    for name, row in sorted(measured["notebooks"].items()):
+        rows.append("| " + " | ".join([name, *(str(row.get(key, "–")) for key in MEASURED)]) + " |")
     words = (
-        "Seconds count from the start of the kernel, importing torch included. Libraries are files mapped into memory;\n"
-        "kernels on one machine share them, and without CUDA's they are half as large."
+        "Seconds count from the start of the kernel, importing torch included. Where other programs ran too, as the load says\n"
+        "(processes that wanted a core, this one included, on average), they are more than a quiet machine needs; the second\n"
+        "column, seconds of one core that the kernel itself used, depends on that less. Memory is the kernel's, libraries the\n"
+        "part of it that are files mapped into memory; kernels on one machine share them, and without CUDA's they are half as\n"
+        "large. A dash: not measured."
     )
     return (
         f"Measured on {measured['machine']}, by `python -m adadfq_lab.course_minutes`:\n\n" + "\n".join(rows) + f"\n\n{words}"

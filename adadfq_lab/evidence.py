@@ -2,9 +2,9 @@
 
 `adadfq evidence fig3` prints the claim, what was measured and whether it supports the claim, and draws the figure. What is
 measured are the recorded games in data_stubs/: ResNet-20 on Fashion-MNIST, 3w3a unless a figure needs other bits, 150 to 300
-rounds of batch 16, seed 0, L_BNS averaged as released. That is one network, one data set and one seed where the paper has
-ImageNet and 400 epochs: "not supported" says that the effect is not visible at this scale, no more. `--play` records the games
-again first.
+rounds of batch 16, seed 0. That is one network, one data set and one seed where the paper has ImageNet and 400 epochs: "not
+supported" says that the effect is not visible at this scale, no more; and "supported" that the rule holds, by however little.
+`--play` records the games again first.
 """
 
 from collections.abc import Callable, Sequence

@@ -2,7 +2,7 @@
 
 `make gallery` (`python -m adadfq_lab.gallery`) draws all of them again and writes the part of the README between BEGIN and END:
 a figure, its description as alt text, and a sentence that reads it. Charts are SVG in a grey that shows on light and dark
-pages; images of G are PNG. Nothing is trained: the recordings and the teacher in data_stubs/ are all it takes.
+pages; images of G are PNG. Nothing is trained: recordings, results and the teacher in data_stubs/ are all it takes.
 """
 
 import io
@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -21,12 +22,17 @@ from adadfq_lab.data import load_data
 from adadfq_lab.equations import Bounds, normalized_entropy
 from adadfq_lab.evaluation import accuracy
 from adadfq_lab.files import renewed, write_atomically
+from adadfq_lab.generators import conditional_generator
+from adadfq_lab.integer_layers import integers
+from adadfq_lab.packing import pack
 from adadfq_lab.recordings import TEACHER, load_population, load_recording
 from adadfq_lab.student import quantize
 from adadfq_lab.style import BLUE, GREEN, GREY, ORANGE, PLAYER, PLAYER_DASH, PURPLE, TEXT, VERMILLION
-from adadfq_lab.svg import Line, Panel, Rule, chart
+from adadfq_lab.svg import Bars, Line, Panel, Rule, chart
+from adadfq_lab.tables import PAPER, difference, read_rows, shipped_results, summaries
 from adadfq_lab.teachers import load_teacher
 from adadfq_lab.widgets import band_text, montage
+from adadfq_lab.zoo import build_network
 
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- gallery -->", "<!-- /gallery -->"
@@ -70,7 +76,7 @@ def disagreement() -> Picture:
         f"with 0 from {zero[0]:.2f} to {zero[-1]:.2f}."
     )
     panel = Panel("What H_min is, matters", "bits of Q", "median H′ (1: agreement)", lines, y_range=(0, 1.05))
-    return _svg(panel, alt, "Measured against its own batch, as in Eq. (3), H′ hardly tells a 4-bit student from an 8-bit one.")
+    return _svg(panel, alt, "Measured against its own batch, as in Eq. (3), H′ stays far from 1 however well Q agrees with P.")
 
 
 def cliff() -> Picture:
@@ -120,17 +126,19 @@ def gains() -> Picture:
     ends = ", ".join(f"{name} {total[-1]:+.1f} nats" for name, total in sums.items())
     panel = Panel("Gains, added up", "round", "disagreement [nats]", lines, rules=[Rule(0, "", GREY, "y", "dot")])
     alt = f"Gains of every second round from 60 to 300, added up: {ends}."
-    return _svg(panel, alt, "Is the game zero-sum? What G's steps gain, Q's steps do not lose: the gains do not cancel.")
+    return _svg(
+        panel, alt, "Is the game zero-sum? Both gains are small and of opposite sign; notebook 04 asks what that proves."
+    )
 
 
 def ablation() -> Picture:
-    """05: testing loss without L_ds, without L_as and without either."""
-    rows = {"all": "adadfq_3w3a", "no L_ds": "no_ds_3w3a", "no L_as": "no_as_3w3a", "neither": "no_bal_3w3a"}
+    """05: testing loss without L_ds, without L_as and without L_BNS."""
+    rows = {"all": "adadfq_3w3a", "no L_ds": "no_ds_3w3a", "no L_as": "no_as_3w3a", "no L_BNS": "no_bns_3w3a"}
     looks = ((BLUE, "solid"), (ORANGE, "dash"), (GREEN, "dot"), (VERMILLION, "dashdot"))
     lines = [_measured(name, file, "test.loss", *look) for (name, file), look in zip(rows.items(), looks, strict=True)]
     last = ", ".join(f"{line.name} {np.asarray(line.y)[-1]:.2f}" for line in lines)
     panel = Panel("Table 3 in miniature: testing loss of Q", "round", "cross-entropy [nats]", lines)
-    says = "Without agreement samples, or without either kind, Q is worse on real images; 150 rounds, one seed."
+    says = "Without L_BNS Q is worse on real images; without a kind of sample nothing shows in 150 rounds of one seed."
     return _svg(panel, f"Cross-entropy of Q on real images over 150 rounds; it ends at: {last} nats.", says)
 
 
@@ -152,16 +160,88 @@ def band() -> Picture:
 
 
 def fitting() -> Picture:
-    """07: Fig. 1 in small: training and testing loss at 3 and 5 bits."""
-    looks = {3: (VERMILLION, "solid", "dash"), 5: (BLUE, "dot", "longdashdot")}
-    lines = []
-    for bits, (color, *dashes) in looks.items():
-        for kind, dash in zip(("train", "test"), dashes, strict=True):
-            lines.append(_measured(f"{kind} {bits}", f"adadfq_{bits}w{bits}a", f"{kind}.loss", color, dash))
-    ends = ", ".join(f"{line.name} {np.asarray(line.y)[0]:.2f} to {np.asarray(line.y)[-1]:.2f}" for line in lines)
-    panel = Panel("Fig. 1 in small: training, testing at 3 and 5 bits", "round", "cross-entropy of Q [nats]", lines)
-    says = "Training loss on imagined images falls; testing loss on real ones stays where the ranges had brought it."
-    return _svg(panel, f"Training and testing loss over 150 rounds, in nats: {ends}.", says)
+    """07: the testing side of Fig. 1 in small: both methods at 3 and 5 bits."""
+    looks = {("AdaDFQ", 3): (VERMILLION, "solid"), ("GDFQ", 3): (ORANGE, "dash"), ("AdaDFQ", 5): (BLUE, "solid")}
+    looks |= {("GDFQ", 5): (GREEN, "dash")}
+    lines = [
+        _measured(f"{name} {bits}", f"{name.lower()}_{bits}w{bits}a", "test.loss", *look)
+        for (name, bits), look in looks.items()
+    ]
+    ends = ", ".join(f"{line.name} bits {np.asarray(line.y)[0]:.2f} to {np.asarray(line.y)[-1]:.2f}" for line in lines)
+    panel = Panel("Fig. 1 in small: testing loss at 3 and 5 bits", "round", "cross-entropy of Q [nats]", lines)
+    says = "AdaDFQ's student ends better on real images at both widths; GDFQ's at 3 bits gets worse as it learns. One seed."
+    return _svg(panel, f"Testing loss over 150 rounds, in nats: {ends}.", says)
+
+
+def table() -> Picture:
+    """08: the shipped table of CIFAR-10 at three bits: last rounds, their intervals, the teacher, and what the paper prints."""
+    wanted = ("cifar10", "short", "3w3a", "corrected")
+    rows = [one for one in read_rows(shipped_results()) if (one.dataset, one.budget, one.bits, one.fidelity) == wanted]
+    cells = summaries(rows)
+    by, height, color = {one.method: one for one in cells}, len(cells) - 1, PLAYER["Q"]
+    lines = [Line("" if i else "last round", [one.last], [height - i], color, dots=True) for i, one in enumerate(cells)]
+    for i, one in enumerate(cells):
+        half = one.half or 0.0
+        lines.append(Line("", [one.last - half, one.last + half], [height - i] * 2, color))
+    printed = [(one.paper, height - i) for i, one in enumerate(cells) if one.paper is not None]
+    lines.append(Line("printed", [paper for paper, _ in printed], [at for _, at in printed], GREY, rings=True))
+    title, rule = f"CIFAR-10, 3 bits, {cells[0].updates:,} updates", Rule(cells[0].teacher, "P", PLAYER["P"], "x", "solid")
+    panel = Panel(
+        title,
+        "top-1 on 9,979 test images [%]",
+        "method",
+        lines,
+        rules=[rule],
+        x_range=(min(one.last for one in cells) - 3, cells[0].teacher + 3),
+        y_range=(-0.6, height + 0.6),
+        y_names=[one.method for one in reversed(cells)],
+    )
+    listed = ", ".join(f"{one.method} {one.last:.1f}" for one in cells)
+    alt = f"Accuracy in percent after the last round, by method: {listed}; P has {cells[0].teacher:.1f}."
+    gap = difference(*([one.last for one in rows if one.method == name] for name in ("adadfq", "gdfq")))
+    here = f"{gap[0]:.1f} ± {gap[1]:.1f}" if gap else f"{by['adadfq'].last - by['gdfq'].last:.1f}"
+    there = PAPER["cifar10"]["3w3a"]["adadfq"] - PAPER["cifar10"]["3w3a"]["gdfq"]
+    says = f"AdaDFQ is {here} points ahead of GDFQ after equal updates, {there:.1f} in print (rings): another protocol."
+    return _svg(panel, alt, says)
+
+
+def players() -> Picture:
+    """09: weights, gradients and optimizers of both players, by recipe."""
+    recipes = {"ResNet-20": ("resnet20", 10, 32), "ResNet-18": ("resnet18", 1000, 224), "ResNet-50": ("resnet50_v1", 1000, 224)}
+    held = []
+    for network, classes, size in recipes.values():
+        with torch.device("meta"):
+            sizes = [_weights(conditional_generator(classes, (3, size, size))), _weights(build_network(network, classes))]
+        held.append([4 * numbers * weights / 2**20 for numbers, weights in zip((4, 3), sizes, strict=True)])
+    edges, what = [i - 0.5 for i in range(len(held) + 1)], "network (ResNet-20: CIFAR-10; the others: ImageNet)"
+    bars = [Bars(p, edges, [one[i] for one in held], PLAYER[p], hatch) for i, (p, hatch) in enumerate((("G", ""), ("Q", "/")))]
+    panel = Panel("What both players hold, before any image", what, "memory [MB]", bars=bars, x_names=list(recipes))
+    listed = "; ".join(f"{name}: G {g:.0f}, Q {q:.0f}" for name, (g, q) in zip(recipes, held, strict=True))
+    alt = f"Weights, gradients and optimizer state in MB. {listed}."
+    return _svg(panel, alt, "Before an hour is spent: on ImageNet the generator is the larger player, by one linear layer.")
+
+
+def _weights(network: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def sizes() -> Picture:
+    """10: the weights of a 3-bit student as floats, as bytes, and packed."""
+    teacher = load_teacher(TEACHER)
+    student = quantize(teacher, "3w3a")
+    with torch.no_grad():
+        student(torch.randn(16, *teacher.info.input_shape, generator=torch.Generator().manual_seed(0)))
+    table = integers(student)
+    weights = sum(layer.codes.numel() for layer in table.layers.values())
+    with TemporaryDirectory() as folder:
+        packed = pack(student, Path(folder) / "packed.safetensors", table).stat().st_size
+    kilobytes = {"float32": 4 * weights / 1e3, "int8": weights / 1e3, "packed": packed / 1e3, "3 bits each": 3 * weights / 8e3}
+    edges = [i - 0.5 for i in range(len(kilobytes) + 1)]
+    bars = [Bars("", edges, list(kilobytes.values()), PLAYER["Q"])]
+    panel = Panel("A 3-bit ResNet-20 on disk", "form", "size of the weights [kB]", bars=bars, x_names=list(kilobytes))
+    alt = f"Size in kB: {', '.join(f'{name} {size:.0f}' for name, size in kilobytes.items())}."
+    share = kilobytes["packed"] / kilobytes["float32"]
+    return _svg(panel, alt, f"Three bits are three bits: the packed file, scales included, is {share:.0%} of the floats.")
 
 
 PICTURES: dict[str, Callable[[], Picture]] = {
@@ -173,6 +253,9 @@ PICTURES: dict[str, Callable[[], Picture]] = {
     "05_two_kinds_of_sample": ablation,
     "06_the_band": band,
     "07_why_it_generalises": fitting,
+    "08_eight_methods": table,
+    "09_full_training": players,
+    "10_is_it_integer": sizes,
 }
 """Name of a notebook: what draws its key figure."""
 

@@ -220,6 +220,9 @@ class FigureView:
     def _ranges(self, panel: Panel, axis: str) -> None:
         if panel.x_range and panel.x_range != (0, 1):
             self.figure.layout[f"xaxis{axis}"].range = panel.x_range
+        if panel.bars:  # room above them for the words of the rules
+            top = float(np.sum([bars.heights for bars in panel.bars], axis=0).max())
+            self.figure.layout[f"yaxis{axis}"].range = (0, 1.15 * max(top, 1.0))
 
     def display(self) -> None:
         _ipython().display(self.figure)

@@ -14,9 +14,10 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ from torch import Tensor
 from adadfq_lab.data import ImageSet, load_data, stub_path
 from adadfq_lab.equations import Bounds, disagreement_entropy, normalized_entropy
 from adadfq_lab.errors import UserError
-from adadfq_lab.fidelity import Fidelity, fidelity
+from adadfq_lab.fidelity import fidelity
 from adadfq_lab.files import write_atomically
 from adadfq_lab.game import Game, Schedule
 from adadfq_lab.history import Column, History, Mark, Recorder
@@ -43,18 +44,25 @@ SCHEDULE = Schedule(batch=16, warmup=60, observe=100, student_lr=1e-3)
 
 @dataclass(frozen=True)
 class Plan:
-    """What a recorded run plays. student_lr: GDFQ's loss is steeper, and at AdaDFQ's rate here its Q dies within 30 rounds."""
+    """What a recorded run plays.
+
+    student_lr: GDFQ's loss is steeper, and at AdaDFQ's rate here its Q dies within 30 rounds
+    gallery:    keep the images of all snapshots, not of the last one only
+    averaged:   L_BNS averaged, as released, not summed as in Eq. (11)
+    """
 
     method: str
     bits: str
     settings: dict[str, float] = field(default_factory=dict)
     student_lr: float = 1e-3
     rounds: int = 300
-    gallery: bool = True  # keep the images of all snapshots, not of the last one only
+    gallery: bool = True
+    averaged: bool = False
 
 
 RUNS: dict[str, Plan] = {
     "adadfq_3w3a": Plan("adadfq", "3w3a"),
+    "adadfq_averaged": Plan("adadfq", "3w3a", gallery=False, averaged=True),
     "adadfq_4w4a": Plan("adadfq", "4w4a", rounds=150, gallery=False),
     "adadfq_5w5a": Plan("adadfq", "5w5a", rounds=150),
     "gdfq_3w3a": Plan("gdfq", "3w3a", student_lr=1e-4),
@@ -241,18 +249,12 @@ def play_and_record(game: Game, rounds: int, data: ImageSet, *, evaluate_every: 
     return Recording("", recorder.history(), np.stack(images), tuple(at))
 
 
-def released_average() -> Fidelity:
-    """How the recorded games were played: "corrected", but L_BNS averaged, as released, which was the default then."""
-    return replace(fidelity("corrected"), bns_reduction="mean")
-
-
 def new_game(plan: Plan, *, gains_every: int = 2) -> Game:
     """The game of a plan, on the shipped Fashion-MNIST teacher, seed 0."""
     teacher, schedule = load_teacher(TEACHER), replace(SCHEDULE, student_lr=plan.student_lr)
     made = make_method(plan.method, **plan.settings)
-    return Game(
-        teacher, quantize(teacher, plan.bits), made, schedule=schedule, gains_every=gains_every, fidelity=released_average()
-    )
+    how = replace(fidelity("corrected"), bns_reduction="mean" if plan.averaged else "sum")
+    return Game(teacher, quantize(teacher, plan.bits), made, schedule=schedule, gains_every=gains_every, fidelity=how)
 
 
 def record_run(name: str, folder: Path, data: ImageSet) -> Game:
@@ -261,7 +263,7 @@ def record_run(name: str, folder: Path, data: ImageSet) -> Game:
     game = new_game(plan)
     made = play_and_record(game, plan.rounds, data.take(500))
     meta: dict[str, Any] = {"teacher": TEACHER, "method": game.method.name, "settings": plan.settings, "bits": plan.bits}
-    meta |= {"seed": 0, "rounds": plan.rounds, "student_lr": plan.student_lr}
+    meta |= {"seed": 0, "rounds": plan.rounds, "student_lr": plan.student_lr, "bns": game.fidelity.bns_reduction}
     meta |= {"lower": game.bounds.lower, "upper": game.bounds.upper}
     meta |= {"probe": data.take(500).source, "final": probe(game, data), "final_on": data.source}
     meta |= {"seconds": round(time.time() - start), "command": "python -m adadfq_lab.recordings"}
@@ -308,12 +310,12 @@ def differences(game: Game, *, per_class: int = 10) -> Column:
     return np.asarray(gaps.softmax(1)[order].cpu().numpy(), np.float32)
 
 
-def record_similarity(folder: Path) -> None:
-    """Writes similarity.npz: AdaDFQ's and GDFQ's samples at the end of their recorded games, played again."""
+def record_similarity(folder: Path, games: Mapping[str, Game] = MappingProxyType({})) -> None:
+    """Writes similarity.npz: AdaDFQ's and GDFQ's samples as `games` ended, or played again."""
     found = {}
     for name in ("adadfq_3w3a", "gdfq_3w3a"):
-        game = new_game(RUNS[name], gains_every=0)
-        for _ in game.play(RUNS[name].rounds):
+        game = games[name] if name in games else new_game(RUNS[name], gains_every=0)
+        for _ in game.play(RUNS[name].rounds - game.index):
             pass
         found[game.method.name] = differences(game)
     meta = {"teacher": TEACHER, "bits": "3w3a", "rounds": RUNS["gdfq_3w3a"].rounds}
@@ -370,14 +372,15 @@ def _play_cell(game: Game, rounds: int, data: ImageSet, arrays: dict[str, Any], 
 def main(wanted: Sequence[str]) -> None:
     """Records what is named (names of RUNS, "grid", "similarity"), or everything, into `data_stubs/`."""
     folder, data = stub_path(f"{TEACHER}.safetensors").parent, load_data("fashion_mnist").take(2000)
+    games: dict[str, Game] = {}
     for name in wanted or [*RUNS, "grid", "similarity"]:
         if name == "grid":
             record_grid(folder, data.take(1000))
             continue
         if name == "similarity":
-            record_similarity(folder)
+            record_similarity(folder, games)
             continue
-        game = record_run(name, folder, data)
+        game = games[name] = record_run(name, folder, data)
         if name == "adadfq_3w3a":
             record_population(game, folder)
         print(f"{name}: {probe(game, data)}", file=sys.stderr, flush=True)

@@ -21,12 +21,16 @@ WIDTH, HEIGHT = 420, 250
 """Of one panel, in pixels."""
 LEFT, RIGHT, TOP, BOTTOM = 58, 12, 46, 44
 SMALL = 'font-size="12" fill="currentColor"'
+SMALLER = 'font-size="11" fill="currentColor"'
 DASH = {"solid": "", "dash": "7 4", "dot": "2 3", "dashdot": "7 3 2 3", "longdash": "11 4", "longdashdot": "11 3 2 3"}
 
 
 @dataclass(frozen=True)
 class Line:
-    """A polyline; where y is NaN it is interrupted, or, with `dots`, its points are drawn and joined over the gaps."""
+    """A polyline; where y is NaN it is interrupted, or, with `dots`, its points are drawn and joined over the gaps.
+
+    rings: instead of a line, a ring at each point
+    """
 
     name: str
     x: ArrayLike
@@ -35,6 +39,7 @@ class Line:
     dash: str = "solid"
     dots: bool = False
     step: bool = False
+    rings: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,10 @@ class Rule:
 
 @dataclass(frozen=True)
 class Panel:
-    """One pair of axes. Ranges are (low, high); None fits what is drawn."""
+    """One pair of axes. Ranges are (low, high); None fits what is drawn.
+
+    x_names, y_names: words instead of numbers at 0, 1, 2, ... of an axis; for y, from the bottom up, its label stands on top
+    """
 
     title: str
     x: str
@@ -71,6 +79,8 @@ class Panel:
     rules: Sequence[Rule] = ()
     x_range: tuple[float, float] | None = None
     y_range: tuple[float, float] | None = None
+    x_names: Sequence[str] = ()
+    y_names: Sequence[str] = ()
 
 
 def ticks(low: float, high: float, most: int = 6) -> list[float]:
@@ -171,7 +181,9 @@ def _legend(panel: Panel) -> str:
     for item in items:
         if not item.name:
             continue
-        if isinstance(item, Line):
+        if isinstance(item, Line) and item.rings:
+            parts.append(_ring(x + 11, 30, item.color))
+        elif isinstance(item, Line):
             look = f'stroke="{item.color}" stroke-width="2.5" stroke-dasharray="{DASH[item.dash]}"'
             parts.append(f'<line x1="{x:.0f}" x2="{x + 22:.0f}" y1="30" y2="30" {look}/>')
         else:
@@ -184,16 +196,27 @@ def _legend(panel: Panel) -> str:
 def _axes(panel: Panel, sx: Any, sy: Any, xs: tuple[float, float], ys: tuple[float, float], width: int, height: int) -> str:
     bottom, right = height - BOTTOM, width - RIGHT
     parts = []
-    for x in ticks(*xs):
-        parts.append(_text(sx(x), bottom + 16, f"{x:g}", "middle", SMALL))
-    for y in ticks(*ys, most=5):
+    for x, word in _marks(panel.x_names, ticks(*xs)):
+        parts.append(_text(sx(x), bottom + 16, word, "middle", SMALL))
+    for y, word in _marks(panel.y_names, ticks(*ys, most=5)):
         parts.append(f'<line x1="{LEFT}" x2="{right}" y1="{sy(y):.1f}" y2="{sy(y):.1f}" stroke="currentColor" opacity=".18"/>')
-        parts.append(_text(LEFT - 6, sy(y) + 4, f"{y:g}", "end", SMALL))
+        parts.append(_text(LEFT - 6, sy(y) + 4, word, "end", SMALL if not panel.y_names else SMALLER))
     parts.append(f'<path d="M{LEFT},{TOP} V{bottom} H{right}" fill="none" stroke="currentColor" opacity=".6"/>')
     parts.append(_text((LEFT + right) / 2, height - 8, panel.x, "middle"))
+    if panel.y_names:
+        return "".join([*parts, _text(LEFT - 6, TOP - 4, panel.y, "end", SMALL)])
     middle = (TOP + bottom) / 2
     parts.append(_text(14, middle, panel.y, "middle", f'fill="currentColor" transform="rotate(-90 14 {middle})"'))
     return "".join(parts)
+
+
+def _marks(names: Sequence[str], numbers: list[float]) -> list[tuple[float, str]]:
+    """Where an axis has a word, and which: `names` at 0, 1, ..., or else the numbers themselves."""
+    return [(float(i), name) for i, name in enumerate(names)] or [(number, f"{number:g}") for number in numbers]
+
+
+def _ring(x: float, y: float, color: str) -> str:
+    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="none" stroke="{color}" stroke-width="2"/>'
 
 
 def _box(x: float, y: float, w: float, h: float, color: str, hatch: str) -> str:
@@ -234,6 +257,8 @@ def _line(line: Line, sx: Any, sy: Any, ys: tuple[float, float]) -> str:
     if line.dots:
         x, y, finite = x[finite], y[finite], finite[finite]
     y = np.clip(y, ys[0], ys[1])
+    if line.rings:
+        return "".join(_ring(sx(x[i]), sy(y[i]), line.color) for i in finite.nonzero()[0])
     path, pen = [], False
     for i in range(len(x)):
         if not finite[i]:

@@ -404,14 +404,13 @@ def method_explorer(comparisons: Mapping[str, Comparison]) -> Control:
 
 def _pull_panel(look: Look, player: Player, at: str) -> Panel:
     shares = look.shares(player)
-    edges, hatches = np.arange(len(shares) + 1), ("", "/", "\\")
+    edges, hatches = np.arange(len(shares) + 1) - 0.5, ("", "/", "\\")
     bars = [
-        Bars(name, edges, share * np.eye(len(shares))[i], OKABE_ITO[i % len(OKABE_ITO)], hatches[i % 3])
-        for i, (name, share) in enumerate(shares.items())
+        Bars("", edges, share * np.eye(len(shares))[i], OKABE_ITO[i % len(OKABE_ITO)], hatches[i % 3])
+        for i, share in enumerate(shares.values())
     ]
-    return Panel(
-        f"What pulls at {at}", "the terms, in the order of the legend", "share of all pulls [%]", bars=bars, y_range=(0, 105)
-    )
+    words = {"title": f"What pulls at {at}", "x": "term of the loss", "y": "share of all pulls [%]"}
+    return Panel(**words, bars=bars, y_range=(0, 105), x_names=list(shares))
 
 
 def _pulls(look: Look, player: Player) -> str:

@@ -13,8 +13,8 @@
 # # 00 · Welcome
 #
 # [![Open this notebook in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/REPO/blob/main/notebooks/00_welcome.ipynb)
-# A network P was trained on images that are gone: private, lost, or simply too many. You want it on a chip that calculates with
-# three bits. Rounding ruins it, repairing it takes data, and there are none. So two networks play a game: one imagines
+# A network P was trained on images that are gone: private, lost, or simply too many. You want it on a chip that calculates
+# with three bits. Rounding ruins it, repairing it takes data, and there are none. So two networks play a game: one imagines
 # images, the other learns from them. In this notebook you play it once, from start to end, before the others take it apart.
 #
 # **Objectives.** You will know that your machine can run the course; who P, Q and G are; how exercises and quizzes answer;
@@ -235,19 +235,22 @@ recording = lab.load_recording("adadfq_3w3a")
 lab.show(lab.figures.training_curves(recording.history, title="AdaDFQ at 3 bits, 300 recorded rounds"))
 
 # %% [markdown]
-# *Read it:* the mean of H' stays inside the band; its spread does not shrink, since in every batch *some* sample has H' = 0 by
-# definition (notebook 01). P and Q agree on about half of the samples: G is not asked to make easy ones.
+# *Read it:* the mean of H' hardly ever leaves the band; its spread does not shrink, since in every batch *some* sample has
+# H' = 0 by definition (notebook 01). P and Q differ on about every third sample to the end: G is not asked to make easy
+# ones.
 
 # %%
-final = recording.meta["final"]
-print(f"Q after {recording.meta['rounds']} rounds: {final['test.accuracy']:.2f} % of the {recording.meta['final_on']}")
+final, agreed = recording.meta["final"], recording.history["agreement"]
+print(f"P and Q agreed on {agreed[60:90].mean():.0%} of the samples when Q began, on {agreed[-30:].mean():.0%} in the end")
+print(f"Q after {recording.meta['rounds']} rounds: {final['test.accuracy']:.2f} % on {recording.meta['final_on']}")
 everything = lab.load_data("fashion_mnist", stub=True).take(64 if lab.fast() else None)
 print(f"P on the same images: {lab.accuracy(P, everything, P.normalize)}")
 
 # %% [markdown]
 # ## 6 · Where to go (1 minute)
-# 01 measures disagreement, 02 rounds, 03 imagines; 04 to 07 are the paper's game, its two kinds of sample, its band and why it
-# generalises; 08 compares eight methods, 09 trains for real, 10 runs on integers. The [table of contents](index.md) links them.
+# 01 measures disagreement, 02 rounds, 03 imagines; 04 to 07 are the paper's game, its two kinds of sample, its band and why
+# it generalises; 08 compares eight methods, 09 trains for real, 10 runs on integers. The [table of contents](index.md)
+# links them.
 
 # %% [markdown]
 # ## Quiz

@@ -325,4 +325,4 @@ lab.progress()
 # - Write and run GDFQ, change its loss in a line, and say what G's loss does not contain.
 # - Judge generated images by what they do to P and Q rather than by their looks.
 #
-# Next: 04 · The zero-sum game, in which Q gets a say in what is generated.
+# Next: [04 · The zero-sum game](04_zero_sum_game.ipynb), in which Q gets a say in what is generated.

@@ -185,7 +185,7 @@ lab.show(lab.bars(held, title="What both players hold, before any image", x="rec
 # give up, after precision. Ask for four times the images, and pretend that this machine had only 100 MB more than above:
 
 # %%
-wish = lab.recipes.override(config, "batch=64")
+wish = lab.recipes.override(config, f"batch={32 if lab.fast() else 64}")
 try:
     fits, again, tried = lab.largest_that_fits(wish, limit_mb=found.peak_mb + 100, seconds=0.2)
     print("\n".join(tried) or "nothing was too much")
@@ -320,4 +320,4 @@ lab.progress()
 # - Estimate a run's hours and megabytes from seconds of it, and choose what to give up.
 # - Watch a run from its log, stop it, resume it, and repair it after damage, with the same end to the bit.
 #
-# Next: notebook 10, where the student becomes integers.
+# Next: [10 · Is it really integer?](10_is_it_integer.ipynb), where the student becomes integers.

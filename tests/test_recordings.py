@@ -19,8 +19,8 @@ from adadfq_lab.recordings import RUNS, Recording, load_grid, load_population, l
 SHIPPED = [f"run_{name}.npz" for name in (*RUNS, *LONG)] + ["population.npz", "grid.npz"]
 
 
-def test_the_shipped_recordings_are_all_there_and_below_600_kb():
-    """Every file the course replays is in data_stubs/, 0.6 MB together, readable without pickle."""
+def test_the_shipped_recordings_are_all_there_and_below_640_kb():
+    """Every file the course replays is in data_stubs/, 0.64 MB together, readable without pickle."""
     sizes = []
     for name in SHIPPED:
         path = stub_path(name)
@@ -28,7 +28,7 @@ def test_the_shipped_recordings_are_all_there_and_below_600_kb():
         sizes.append(path.stat().st_size)
         with np.load(path, allow_pickle=False) as file:
             assert all(file[key].dtype != object for key in file.files)
-    assert sum(sizes) < 600_000
+    assert sum(sizes) < 640_000
 
 
 def test_every_stub_has_a_row_with_its_checksum():
@@ -50,6 +50,7 @@ def test_a_shipped_run_is_whole(name):
     assert one.meta["bits"] == plan.bits
     assert one.meta["settings"] == plan.settings
     assert one.meta["student_lr"] == plan.student_lr
+    assert one.meta["bns"] == ("mean" if plan.averaged else "sum")
     h_prime = history["h_prime"]
     assert h_prime.min() == 0
     assert h_prime.max() <= 1
@@ -87,6 +88,117 @@ def test_notebook_03_says_what_was_recorded():
     assert summed.meta["final"]["test.accuracy"] > max(one.meta["final"]["test.accuracy"] for one in (averaged, without))
     ratio = summed.history["generator.bns"][0] / averaged.history["generator.bns"][0]
     assert ratio == pytest.approx(700, rel=0.05)
+
+
+def test_the_players_of_notebook_00_differ_on_a_third():
+    """It says so of the end of the recorded game, whose mean H' hardly ever leaves the band."""
+    history = load_recording("adadfq_3w3a").history
+    assert 0.6 < history["agreement"][-30:].mean() < 0.75
+    means = history["h_prime"].mean(1)
+    assert ((means > 0.1) & (means < 0.8)).mean() > 0.98
+
+
+def test_the_gains_of_notebook_04():
+    """Summed, signs as in Fig. 3 and a sum within a tenth, but G's own within its error; averaged, the sum is G's part."""
+    found = {}
+    for name in ("adadfq_3w3a", "adadfq_averaged"):
+        history = load_recording(name).history
+        known = np.isfinite(history["gain_g"]) & (history["round"] >= 60)
+        found[name] = [history[f"gain_{p}"][known].astype(float) for p in "gq"]
+        assert history["entropy"][60:80].mean() < history["entropy"][-20:].mean()  # the disagreement fell, in either
+    g, q = found["adadfq_3w3a"]
+    assert g.sum() > 0 > q.sum() and (g > 0).mean() > 0.5 < (q < 0).mean()
+    assert abs((g + q).sum()) < 0.1 * (np.abs(g).sum() + np.abs(q).sum())
+    errors = [1.96 * gain.std() * len(gain) ** 0.5 for gain in (g, q)]
+    assert g.sum() < errors[0] and errors[1] < -q.sum() < 1.3 * errors[1]
+    g, q = found["adadfq_averaged"]
+    assert 7 < g.sum() < 9 and 0 < q.sum() < 0.1 * g.sum()
+    history = load_recording("adadfq_3w3a").history
+    both = [history.total(player) for player in ("generator", "student")]
+    assert np.corrcoef(both[0][60:], both[1][60:])[0, 1] > 0.2
+    assert all(total[60:80].mean() > 1.3 * total[-20:].mean() for total in both)
+
+
+def test_adasg_of_notebook_04_is_close_to_adadfq():
+    """It has a few samples more below its own bound, not fewer, and about the same mean."""
+    h = {name: load_recording(name).history.upto(150).last_samples(320) for name in ("adasg_3w3a", "adadfq_3w3a")}
+    shares = {name: (values < 0.3).mean() for name, values in h.items()}
+    assert 0 < shares["adasg_3w3a"] - shares["adadfq_3w3a"] < 0.1
+    assert h["adasg_3w3a"].mean() == pytest.approx(h["adadfq_3w3a"].mean(), abs=0.1)
+
+
+def test_the_ablation_of_notebook_05():
+    """Accuracies cannot be told apart; in testing loss the row without L_BNS is the worst at each of three measurements.
+
+    H' and H_info of three games hardly differ, and L_BNS is several times the other terms.
+    """
+    rows = ("adadfq_3w3a", "no_ds_3w3a", "no_as_3w3a", "no_bal_3w3a", "no_band_3w3a", "no_bns_3w3a")
+    ends = {name: load_recording(name).history.upto(150) for name in rows}
+    accuracy = [history["test.accuracy"][-1] for history in ends.values()]
+    assert min(accuracy) > 90 and max(accuracy) - min(accuracy) < 4
+    losses = {name: h["test.loss"][np.isfinite(h["test.loss"])][-3:] for name, h in ends.items()}
+    worst = losses.pop("no_bns_3w3a")
+    assert all((worst > other).all() for other in losses.values())
+    means = [other.mean() for other in losses.values()]
+    assert max(means) - min(means) < 0.03 < worst.mean() - max(means)
+    three = [ends[name] for name in rows[:3]]
+    assert np.ptp([history.last_samples(320).mean() for history in three]) < 0.05
+    assert np.ptp([history["entropy"][-20:].mean() for history in three]) < 0.05
+    for history in three:
+        other = max(
+            history[f"generator.{term}"][-20:].mean() for term in ("ds", "as") if f"generator.{term}" in history.columns
+        )
+        assert 5.5 < history["generator.bns"][-20:].mean() / other < 9
+
+
+def test_the_curves_of_notebook_07():
+    """AdaDFQ ends lower in testing loss at both widths, GDFQ falls in training loss, its 3-bit student gets worse."""
+    ends = {}
+    for bits in (3, 5):
+        for name in ("adadfq", "gdfq"):
+            history = load_recording(f"{name}_{bits}w{bits}a").history.upto(150)
+            known = np.isfinite(history["test.loss"]) & (history["round"] > 10)
+            ends[name, bits] = {kind: history[f"{kind}.loss"][known] for kind in ("train", "test")}
+    for bits in (3, 5):
+        ours, theirs = ends["adadfq", bits], ends["gdfq", bits]
+        assert ours["test"][-1] < theirs["test"][-1]
+        assert theirs["train"][-1] < 0.8 * theirs["train"][0]
+        assert ours["train"][-1] > 0.85 * ours["train"][0]
+    assert (np.diff(ends["gdfq", 3]["test"][1:]) > 0).all()
+    assert ends["adadfq", 3]["test"][-1] < 1.1 * ends["adadfq", 3]["test"][0]
+    people = load_population()
+    z_p, y = torch.from_numpy(people.teacher_logits), torch.from_numpy(people.labels)
+    own = torch.nn.functional.cross_entropy(z_p, y)
+    assert own == pytest.approx(ends["adadfq", 3]["train"][-1], abs=0.2)
+    assert (z_p.argmax(1) == y).float().mean() < 0.2
+    five = load_recording("adadfq_5w5a").history
+    real = five["test.agreement"][np.isfinite(five["test.agreement"]) & (five["round"] > 10)]
+    assert real.min() > 0.975 and five["agreement"][30:].mean() < 0.9
+    finals = [load_recording(name).meta["final"]["test.accuracy"] for name in ("adadfq_3w3a", "gdfq_3w3a")]
+    assert abs(finals[0] - finals[1]) < 1.3
+
+
+def test_the_parts_of_the_loss_of_notebook_06():
+    """Three quarters are L_BNS, less than a hundredth is the band."""
+    history = load_recording("adadfq_3w3a").history
+    terms = {name: history[f"generator.{name}"][-50:].mean() for name in ("band", "ds", "as", "bns")}
+    assert terms["bns"] / sum(terms.values()) == pytest.approx(0.75, abs=0.03)
+    assert terms["band"] / sum(terms.values()) < 0.01
+
+
+def test_the_population_of_notebooks_04_to_06():
+    """Values of the game have no order from 3 bits on while agreement has one; the band's shares at 3 bits and at 8."""
+    people = load_population()
+    values = {bits: 1 - people.h_prime(bits).mean() for bits in people.student_logits}
+    assert max(values, key=values.__getitem__) == 2
+    assert values[8] < values[3] < values[4] < values[2]
+    same = {b: (people.teacher_logits.argmax(1) == z.argmax(1)).mean() for b, z in people.student_logits.items()}
+    assert same[2] < 0.5 < same[3] < same[4] < same[5] < 0.95 < same[8]
+    three, eight = people.h_prime(3), people.h_prime(8)
+    assert ((three > 0.1) & (three < 0.8)).mean() == pytest.approx(2 / 3, abs=0.03)
+    assert (three >= 0.8).mean() > 2 * (three <= 0.1).mean()
+    assert ((eight > 0.1) & (eight < 0.8)).mean() > 0.5 and eight.mean() < 0.75
+    assert math.log(10) - people.entropy(8).mean() < 0.01
 
 
 def test_the_population_is_what_a_game_sees():

@@ -51,6 +51,24 @@ def test_a_missing_value_interrupts_a_line_and_dots_bridge_it():
         assert len(list(root.iter(f"{SVG}circle"))) == circles
 
 
+def test_rings_are_rings_and_not_joined():
+    """A ring at each known point, no line through them, and one in the legend."""
+    root = parsed([Panel("t", "x", "y", [Line("printed", range(3), [1.0, float("nan"), 3.0], "#000000", rings=True)])])
+    assert not [node for node in root.iter(f"{SVG}path") if node.get("stroke") == "#000000"]
+    assert [node.get("fill") for node in root.iter(f"{SVG}circle")] == ["none"] * 3
+
+
+@pytest.mark.parametrize("axis", ["x", "y"])
+def test_an_axis_may_have_names(axis):
+    """They stand at 0, 1, 2 in place of the numbers, left to right or from the bottom up, and both axes keep their labels."""
+    ends = {"x_range": (-0.5, 2.5), "y_range": (-0.5, 2.5), f"{axis}_names": ["one", "two", "three"]}
+    texts = {node.text: node for node in parsed([Panel("t", "across", "up", **ends)]).iter(f"{SVG}text")}
+    assert {"across", "up"} <= texts.keys()
+    at = [float(texts[word].get(axis)) for word in ("one", "two", "three")]
+    assert at == sorted(at, reverse=axis == "y")
+    assert at[1] == pytest.approx((at[0] + at[2]) / 2, abs=0.11)
+
+
 def test_bars_stand_on_each_other():
     """Two groups of bars over the same edges: heights add up, areas are in proportion, the second stands on the first."""
     panel = Panel("t", "x", "y", bars=[Bars("a", [0, 1], [3], "#111111"), Bars("b", [0, 1], [6], "#222222", "/")])

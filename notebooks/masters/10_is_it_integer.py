@@ -327,11 +327,11 @@ if runtime:
     lab.show(lab.bars(speed, title="Time for one image on one thread", x="file", y="median [ms]"))
 
 # %% [markdown]
-# *Read it:* integers are faster than torch's floats, and three bits are *not* faster than eight: to a CPU a 3-bit network is an
-# int8 network with fewer levels. Whoever wants to see three bits run faster needs an FPGA, or kernels made for them. Figures
-# differ between machines, and so may their order; a number without hardware and thread count means nothing. (There is a
-# faster form, `lab.export_onnx(..., form="qcdq")`, which rounds the output of every convolution to 8 bits. Try it, and watch
-# the agreement with Q at 3 bits.)
+# *Read it:* integers are faster than torch's floats, and three bits, on a quiet machine, *not* faster than eight: a CPU
+# takes a 3-bit network for an int8 network with fewer levels. Whoever wants to see three bits run faster needs an FPGA, or
+# kernels made for them. Figures differ between machines, and so may their order; a number without hardware and thread count
+# means nothing. (There is a faster form, `lab.export_onnx(..., form="qcdq")`, which rounds the output of every convolution
+# to 8 bits. Try it, and watch the agreement with Q at 3 bits.)
 #
 # ## 7 · Your own model (4 minutes)
 # Any network that can be traced goes the same way: torchvision's MobileNetV2, never seen before in this course, with depthwise

@@ -60,8 +60,8 @@ explorer = lab.bounds_explorer()
 explorer
 
 # %% [markdown]
-# On the left, each bar is coloured by its side of the band; on the right are the hinge and its slope. With the paper's
-# λ_l = 0.1 and λ_u = 0.8 four in five samples of the 3-bit student lie inside, and about as many above as below.
+# *Read it:* on the left, each bar is coloured by its side of the band; on the right are the hinge and its slope. With the
+# paper's λ_l = 0.1 and λ_u = 0.8 two in three samples of the 3-bit student lie inside, and most of the others above.
 
 # %%
 import numpy as np
@@ -75,8 +75,8 @@ for bits in (2, 3, 4, 8):
     print(f"{bits} bits: H_info {nats.mean():.2f} of {np.log(10):.2f} nats, mean H' {h.mean():.2f}, {share:.0%} inside")
 
 # %% [markdown]
-# From 4 to 8 bits H_info rises from 2.18 to within a hundredth of a nat of log 10: P and Q practically agree. The mean of
-# H' stays near 0.6 all the same, and the share inside does not shrink. H' is relative to the batch: **the band sorts the
+# At 8 bits H_info is within a hundredth of a nat of log 10: P and Q practically agree. H' hardly notices: its mean is
+# nowhere near 1, and more than half of the samples still count as inside. H' is relative to the batch: **the band sorts the
 # samples of a batch by rank; it does not measure how much a student has to learn.** Keep this in mind when you read what
 # the bounds are claimed to do.
 
@@ -93,8 +93,8 @@ alt = "Two ramps: one falls to 0 at H' = 0.1, the other rises from 0 at H' = 0.8
 lab.show(lab.figures.curves(parts, h, title="Two ramps", x="H'", y="hinge", alt=alt))
 
 # %% [markdown]
-# Inside the band G pays nothing and is free to serve the other terms, L_bal and L_BNS. The highest price is λ_l = 0.1 at H'
-# = 0 and 1 - λ_u = 0.2 at H' = 1: the upper wall is the taller one.
+# *Read it:* inside the band G pays nothing and is free to serve the other terms, L_bal and L_BNS. The highest price is
+# λ_l = 0.1 at H' = 0 and 1 - λ_u = 0.2 at H' = 1: the upper wall is the taller one.
 
 # %% [markdown]
 # ### Exercise 1 ●○○ (3 minutes): the hinge
@@ -183,10 +183,11 @@ lab.check.generator_objective(generator_objective)
 history = lab.load_recording("adadfq_3w3a").history
 terms = {name: history[f"generator.{name}"][-50:].mean() for name in ("band", "ds", "as", "bns")}
 lab.show(lab.bars(terms, title="G's loss, rounds 250 to 300", x="term of Eq. (12)", y="weighted loss"))
+print("parts of the loss: " + ", ".join(f"{name} {value / sum(terms.values()):.1%}" for name, value in terms.items()))
 
 # %% [markdown]
-# The band is a few hundredths of a loss that is mostly L_ds and L_as. Its gradient can still matter, for it acts on H'
-# directly; but do not expect miracles from 3 percent of the loss.
+# *Read it:* three quarters of the loss are L_BNS, summed as Eq. (11) prints it; the band is less than a hundredth. Its
+# gradient can still matter, for it acts on H' directly; but do not expect miracles.
 
 # %% [markdown]
 # ## 5 · Move the walls while it plays (10 minutes)
@@ -268,3 +269,5 @@ lab.quiz("06")
 # - move λ_l and λ_u under a running game and say how fast, and how far, H' follows;
 # - say why the band ranks samples within a batch, and why the mean hinge is never 0;
 # - read a grid of accuracies against the width of their intervals.
+#
+# Next: [07 · Why it generalises](07_why_it_generalises.ipynb), the theory, and what it leaves open.

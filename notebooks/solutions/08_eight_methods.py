@@ -13,9 +13,9 @@
 # # 08 · Eight methods, one protocol
 #
 # *Solution copy.* [![Open this notebook in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/REPO/blob/main/notebooks/solutions/08_eight_methods.ipynb)
-# The paper's Table 2 has eight methods in eight columns, and AdaDFQ ahead at three bits by up to ten points. What are those
-# points made of? Here all methods get the same images, then the same quantizer and the same number of updates; and you add a
-# ninth.
+# The paper's Table 2 has eight methods in eight columns, and on CIFAR-10 at three bits AdaDFQ ahead by up to ten points.
+# What are those points made of? Here all methods get the same images, then the same quantizer and the same number of
+# updates; and you add a ninth.
 #
 # **Objectives.** You will be able to say what each method's two losses look at; to show that their distillations are one
 # formula with different divisors; to read a table of results with its protocol; and to add a method of your own.
@@ -90,9 +90,9 @@ first, released = sides.values()
 first
 
 # %% [markdown]
-# *Read it:* the columns to compare are "Q's logits". Where G does not look at Q, it cannot know what Q still lacks: GDFQ, ARC,
-# Qimera, ARC+AIT and IntraQ go without. Methods with equal rows differ in other things: ARC in the network that is G, Qimera
-# in the labels it asks for. (Each of them would make images of its own; here they are judged by the same.)
+# *Read it:* the columns to compare are "Q's logits". Where G does not look at Q, it cannot know what Q still lacks: GDFQ,
+# ARC, Qimera, ARC+AIT and IntraQ go without. Methods with equal rows differ in other things: ARC in the network that is G,
+# Qimera in the labels it asks for. (Each of them would make images of its own; here they are judged by the same.)
 
 # %% tags=["figure"]
 print("terms of G, as parts of what pulls at an image [%]:")
@@ -101,10 +101,10 @@ for name in ("gdfq", "adadfq"):
 lab.method_explorer(sides)
 
 # %% [markdown]
-# Go through the methods, then switch the losses. "Pull" is the length of a term's gradient. Switched to what was released,
-# L_BNS shrinks in every generator that has it, in GDFQ's and AdaDFQ's to less than a hundredth of the whole, and GDFQ's student
-# is left with labels. Same names, same formulas on paper, other methods. Keep that in mind for section 3. (ZAQ compares
-# features as well; they pull at Q before its logits, so not in the right-hand panel.)
+# *Read it:* go through the methods, then switch the losses. "Pull" is the length of a term's gradient. Switched to what was
+# released, L_BNS shrinks in every generator that has it, in GDFQ's and AdaDFQ's to less than a hundredth of the whole, and
+# GDFQ's student is left with labels. Same names, same formulas on paper, other methods. Keep that in mind for section 3.
+# (ZAQ compares features as well; they pull at Q before its logits, so not in the right-hand panel.)
 #
 # ## 2 · One formula (10 minutes)
 # GDFQ distils with T² KL, AdaDFQ's student minimises T² (log C - H) of the tempered difference. Are these two ideas? With d =
@@ -150,7 +150,7 @@ lab.show(lab.figures.curves(forms, np.log10(temperatures), title="Three names fo
 print(near)
 
 # %% [markdown]
-# *Read it:* from T = 20 (1.3 on the axis), which GDFQ and AdaDFQ both use, three lines are one. The fourth has the same
+# *Read it:* from T = 20 (1.3 on the axis), which GDFQ and AdaDFQ both use, three lines nearly meet. The fourth has the same
 # shape, C times lower: `reduction="mean"` divides by N · C. PyTorch warns that this is no divergence, and announces
 # another default. GDFQ's code, and what was copied from it, has it.
 #
@@ -168,9 +168,9 @@ for C in (10, 100, 1000):
     print(f"{C:4}    {weights[0]:10.4f}   {weights[1]:8.4f}")
 
 # %% [markdown]
-# *Read it:* per sample the weight is 1 whatever C is: this is what AdaDFQ's and AdaSG's students have as released. GDFQ's has a
-# tenth, a hundredth, a thousandth of it. On ImageNet "GDFQ" in a table is a student that learns from labels of generated
-# images, and hardly from P. (IntraQ has twenty times the whole.)
+# *Read it:* per sample the weight is 1 whatever C is: this is what AdaDFQ's and AdaSG's students have as released. GDFQ's
+# has a tenth, a hundredth, a thousandth of it. On ImageNet "GDFQ" in a table is a student that learns from labels of
+# generated images, and hardly from P. (IntraQ has twenty times the whole.)
 #
 # ## 3 · The table (8 minutes)
 # The protocol: one teacher, one quantizer, as many updates on as many images for each method, learning rates as each has
@@ -219,8 +219,8 @@ run = lab.LiveRun(cell, rounds=60, data=real, evaluate_every=20)
 run.start()
 
 # %% [markdown]
-# In the loss panel look for terms that are large and do not move, and terms that move and are small. Most of what Q gains in
-# these rounds are activation ranges, with any method: that is why a table needs a column "calibrated".
+# *What to look for:* in the loss panel, terms that are large and do not move, and terms that move and are small. Most of
+# what Q gains in these rounds are activation ranges, with any method: that is why a table needs a column "calibrated".
 
 # %%
 run.then(
@@ -301,8 +301,8 @@ for name, left in (("ResNet-20", Q.left_float()), ("MobileNetV2", lab.quantize(m
 
 # %% [markdown]
 # *Read it:* the quantizer of this line sits behind ReLUs. In ResNet-20 that leaves the image and the pooled features; in
-# MobileNetV2 every other convolution reads floats, for its bottlenecks are linear. A method with a quantizer at every input has
-# a harder task under the same name, and `lab.quantize(..., every_input=True)` is that task.
+# MobileNetV2 every other convolution reads floats, for its bottlenecks are linear. A method with a quantizer at every input
+# has a harder task under the same name, and `lab.quantize(..., every_input=True)` is that task.
 #
 # **Budget and teacher.** Who had more images, and who began higher?
 
@@ -409,3 +409,5 @@ lab.quiz("08")
 # - Show that their distillations are one formula, and what a divisor does to a method.
 # - Ask of a published number: last or best, how many seeds, what was quantised, which budget, whose teacher, who ran it.
 # - Write a method in two functions, and put it into the same protocol.
+#
+# Next: [09 · Full training on CUDA](09_full_training.ipynb).
