@@ -41,8 +41,9 @@ test-slurm: $(VENV)/.dev slurm  ## a grid on a real Slurm of one node, started o
 test-floor: $(FLOOR)/.floor  ## the solution notebooks on the oldest notebook stack supported, Colab's
 	$(FLOOR)/bin/python tests/execute_notebooks.py $(ARGS)
 
-gallery: $(VENV)/.dev  ## draw the README's figures again
+gallery: $(VENV)/.dev  ## draw the README's figures and its table again
 	$(BIN)/python -m adadfq_lab.gallery
+	$(BIN)/python -m adadfq_lab.overview
 
 lab: $(VENV)/.dev  ## open JupyterLab
 	$(BIN)/jupyter lab $(ARGS)

@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from adadfq_lab.data import stub_path
 from adadfq_lab.errors import UserError
-from adadfq_lab.files import renewed, write_atomically
+from adadfq_lab.files import write_atomically
 from adadfq_lab.game import Schedule
 from adadfq_lab.methods import every_method, make_method
 from adadfq_lab.runs import RunConfig, read_config
@@ -355,23 +355,3 @@ def as_csv(rows: Sequence[Row]) -> str:
     writer.writeheader()
     writer.writerows(dataclasses.asdict(one) for one in rows)
     return text.getvalue()
-
-
-BEGIN, END = "<!-- table -->", "<!-- /table -->"
-
-
-def readme_part(rows: Sequence[Row]) -> str:
-    """What the README shows: the short budget on CIFAR-10 at three bits, with our losses and ranges and with the released."""
-    shown = [one for one in rows if (one.dataset, one.budget, one.bits) == ("cifar10", "short", "3w3a")]
-    return markdown(shown)
-
-
-def main(root: Path = Path(__file__).parents[1]) -> None:
-    """`python -m adadfq_lab.tables`: writes the shipped results into the README, between the marks."""
-    path = root / "README.md"
-    part = readme_part(read_rows(shipped_results()))
-    write_atomically(path, renewed(path.read_text(encoding="utf-8"), BEGIN, END, part).encode())
-
-
-if __name__ == "__main__":
-    main()
