@@ -272,7 +272,7 @@ def test_its_name_makes_it_again():
     for name in ("adadfq+lsq", "AdaDFQ+LSQ"):
         again = make_method(name, **adadfq_lsq(alpha_ds=0.3).settings)
         assert (again.name, again.ranges, again.settings["alpha_ds"]) == ("AdaDFQ+LSQ", "learned", 0.3)
-    assert "adadfq+lsq" in BEYOND
+    assert "adadfq+lsq" in BEYOND and adadfq_lsq().rates == Rates(student_lr=3e-4, scale_lr=1e-3)
 
 
 # What is left of it
