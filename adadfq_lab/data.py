@@ -99,7 +99,9 @@ def load_data(name: str, split: str = "test", *, stub: bool = False) -> ImageSet
         return cached
     if split == "test" and (path := stub_path(f"{name}_{split}.npz")).exists():
         return _from_npz(name, split, path)
-    if stub or (downloaded := _from_torchvision(name, split, download=True)) is None:
+    if stub:
+        raise UserError(f"no {split} images of {name} are shipped; leave out --stub")
+    if (downloaded := _from_torchvision(name, split, download=True)) is None:
         raise UserError(
             f"{name} ({split}) is not on this machine and could not be downloaded; "
             f"put {name}_{split}.npz (x uint8 (N, C, H, W), y) in a folder and set ADADFQ_DATA to it"

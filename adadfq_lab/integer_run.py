@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from adadfq_lab.errors import UserError
 from adadfq_lab.integer_layers import IntegerLayer, Integers, integers, on_cpu
 from adadfq_lab.layers import QuantConv2d
 from adadfq_lab.operations import Operation, forward_values, operations
@@ -72,8 +73,10 @@ def run_integer(student: Student, x: Tensor, *, input_bits: int = 24, table: Int
     holds; 8 are one plane. Sums over a pool's window are integers too, so a pooled vector stays exact.
 
     table: other integers than `integers(student)`, such as those read back from a packed file
+
+    Raises UserError where `x` is no batch of finite images that the student takes, or the student has no integers.
     """
-    student, x = on_cpu(student), x.cpu()
+    student, x = on_cpu(student), _checked(x, input_bits)
     table = table or integers(student)
     values: dict[str, Quantity | Tensor] = {}
     steps = operations(student, tuple(x.shape[1:]))
@@ -90,7 +93,7 @@ def compare_layers(
 
     table: as for `run_integer`
     """
-    student, x = on_cpu(student), x.cpu()
+    student, x = on_cpu(student), _checked(x, input_bits)
     table, reference = table or integers(student), forward_values(student, x)
     values: dict[str, Quantity | Tensor] = {}
     rows: list[LayerComparison] = []
@@ -111,6 +114,14 @@ def compare_layers(
             value = Quantity(own, grid.zero_point, grid.scale)  # the next layer starts from Q's own numbers
         values[step.name] = value
     return rows
+
+
+def _checked(x: Tensor, input_bits: int) -> Tensor:
+    if input_bits not in (8, 16, 24):
+        raise UserError(f"input_bits must be 8, 16 or 24, not {input_bits}")
+    if x.dim() != 4 or not len(x) or not x.is_floating_point() or not bool(x.isfinite().all()):
+        raise UserError(f"images must be (N, C, H, W), one or more, normalised and finite, not {tuple(x.shape)} of {x.dtype}")
+    return x.cpu()
 
 
 def _real(value: Quantity | Tensor) -> Tensor:

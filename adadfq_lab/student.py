@@ -192,10 +192,12 @@ def quantize(
                  bottlenecks and residual sums. Off by default, as in the paper's line of work.
     learned:     the scales of weights and activations are parameters, see `Student.learn_ranges`
 
-    Raises UserError where the network cannot be traced (which module, and why) or has nothing to quantise.
+    Raises UserError where it is no network, cannot be traced (which module, and why) or has nothing to quantise.
     """
     widths = BitWidths.parse(bits) if isinstance(bits, str) else bits
     inner = network.network if isinstance(network, Teacher) else network
+    if not isinstance(inner, nn.Module):
+        raise UserError(f"quantize takes a network, a torch.nn.Module, not {inner!r}")
     module = traced(copy.deepcopy(inner).eval().requires_grad_(True))
     _replace_relus(module, widths.activations, rule, ste)
     count = _replace_layers(module, widths, ste, zero_point)
@@ -250,10 +252,11 @@ def _trace(root: nn.Module) -> fx.Graph:
         with TRACING:
             return tracer.trace(root)
     except Exception as error:  # whatever foreign code raises while it is traced
-        place = f"module {tracer.where!r} of {type(root).__name__}" if tracer.where else type(root).__name__
-        raise UserError(
-            f"cannot trace {place}: {first_line(error)}; its forward must not depend on the values of its input"
-        ) from error
+        place = type(root).__name__
+        if tracer.where:
+            place = f"module {tracer.where!r} ({type(root.get_submodule(tracer.where)).__name__}) of {place}"
+        rule = "its forward must not depend on the values of its input, nor count its pixels in Python"
+        raise UserError(f"cannot trace {place}: {first_line(error)}; {rule}") from error
 
 
 def _out_of_place(module: fx.GraphModule) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor
 from adadfq_lab.data import ImageSet, load_data
 from adadfq_lab.errors import UserError
 from adadfq_lab.export import FORMAT, import_extra, sidecar
-from adadfq_lab.integer_layers import on_cpu
+from adadfq_lab.integer_layers import integers, on_cpu
 from adadfq_lab.layers import QuantConv2d
 from adadfq_lab.packing import ideal_bytes, pack, unpack
 from adadfq_lab.runtimes import FLOAT_PRODUCTS, INTEGER_CONVS, INTEGER_PRODUCTS, Runtime, load
@@ -31,6 +31,7 @@ from adadfq_lab.student_files import rebuild_student
 from adadfq_lab.teachers import normalize
 from adadfq_lab.timing import cpu, float_network, median_times
 
+LARGEST_IMAGE = 2**26  # numbers; a file that says more was tampered with
 NOISE = 256  # images of random pixels to compare on where there are no others
 
 
@@ -188,7 +189,11 @@ def read_facts(path: Path) -> Facts:
         height, width, channels = (int(plain["shape"][i]) for i in (1, 2, 0))
         numbers = {k: tuple(float(v) for v in plain.get(k, ())) for k in ("mean", "std")}
         words = {k: str(plain.get(k, "")) for k in ("data", "student")}
-        if min(channels, height, width) < 1 or any(len(v) not in (0, channels) for v in numbers.values()):
+        if (
+            min(channels, height, width) < 1
+            or channels * height * width > LARGEST_IMAGE
+            or any(len(v) not in (0, channels) for v in numbers.values())
+        ):
             raise ValueError("impossible shape")
         return Facts((channels, height, width), tuple(map(str, plain.get("classes", ()))), **words, **numbers)  # type: ignore[arg-type]
     except (KeyError, IndexError, TypeError, ValueError):
@@ -262,7 +267,9 @@ def _packed_bytes(path: Path, student: Student) -> int:
     """Of the container beside the file, which is read to see that it is intact; where there is none, of one made for this."""
     packed = sidecar(path, "packed")
     if packed.exists():
-        unpack(packed)
+        theirs, own = unpack(packed).layers, integers(student).layers
+        if theirs.keys() != own.keys() or not all(torch.equal(theirs[name].codes, own[name].codes) for name in own):
+            raise UserError(f"{packed} holds the weights of another student than {path}; export it again")
         return packed.stat().st_size
     with tempfile.TemporaryDirectory() as folder:
         return pack(student, Path(folder) / "packed.safetensors").stat().st_size

@@ -53,7 +53,7 @@ def test_shipped_images_are_fashion_mnist():
     assert len(counts) == len(data.classes) == 10
     assert (int(counts.min()), int(counts.max())) == (188, 219)
     assert data.source == "2,000 of 10,000 fashion_mnist test images"
-    with pytest.raises(UserError, match="is not on this machine"):
+    with pytest.raises(UserError, match="no train images of fashion_mnist are shipped"):
         load_data("fashion_mnist", "train", stub=True)
 
 
@@ -196,3 +196,10 @@ def test_a_wrong_file_is_refused_in_one_line(kind, folder):
         load_data("cifar10")
     assert str(path) in str(error.value)
     assert len(str(error.value).splitlines()) == 1
+
+
+def test_asking_for_shipped_images_that_are_not_shipped_says_so(monkeypatch, tmp_path):
+    """Whether or not they lie elsewhere on this machine."""
+    monkeypatch.setenv("ADADFQ_DATA", str(tmp_path))
+    with pytest.raises(UserError, match=r"no test images of cifar100 are shipped; leave out --stub"):
+        load_data("cifar100", stub=True)

@@ -127,6 +127,25 @@ def test_inputs_are_named_by_the_grid_they_come_on(generator):
     assert all(layer.input is not None for layer in integers(student_of(network, every_input=True)).layers.values())
 
 
+@pytest.mark.parametrize(
+    ("x", "input_bits", "message"),
+    [
+        (torch.zeros(0, *SHAPE), 24, "one or more"),
+        (torch.zeros(SHAPE), 24, "images must be"),
+        (torch.zeros(1, *SHAPE, dtype=torch.uint8), 24, "normalised"),
+        (torch.full((1, *SHAPE), math.nan), 24, "finite"),
+        (torch.zeros(1, CHANNELS + 1, SIDE, SIDE), 24, "does not take images of shape"),
+        (torch.zeros(1, *SHAPE), 12, "input_bits must be 8, 16 or 24, not 12"),
+    ],
+)
+def test_what_are_no_images_is_refused_in_a_line(x, input_bits, message, generator):
+    Q = student_of(randomize(ResidualAdd(), generator))
+    for compute in (run_integer, compare_layers):
+        with pytest.raises(UserError, match=message) as refused:
+            compute(Q, x, input_bits=input_bits)
+        assert "\n" not in str(refused.value)
+
+
 def test_a_layer_called_view_is_a_layer(generator):
     """Only the method `view` passes a grid on: what follows a convolution of that name comes on none."""
     network = nn.Sequential()

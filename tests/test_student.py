@@ -327,7 +327,7 @@ def test_a_branch_on_values_is_refused_by_the_name_of_its_module():
     """A data-dependent branch two modules deep is one line that names the module and the network."""
     with pytest.raises(UserError) as error:
         quantize(Untraceable(), "3w3a")
-    assert "cannot trace module 'body.1.1' of Untraceable" in one_line(error)
+    assert "cannot trace module 'body.1.1' (Branch) of Untraceable" in one_line(error)
     assert "must not depend on the values of its input" in one_line(error)
 
 
@@ -340,6 +340,14 @@ def test_a_network_of_two_inputs_is_refused():
 
     with pytest.raises(UserError, match=r"cannot trace Two: .*missing 1 required positional argument: 'mask'") as error:
         quantize(Two(), "3w3a")
+    one_line(error)
+
+
+@pytest.mark.parametrize("thing", [None, 3, nn.Conv2d], ids=str)
+def test_what_is_no_network_is_refused(thing):
+    """A class in place of its instance, for one."""
+    with pytest.raises(UserError, match=r"takes a network, a torch\.nn\.Module, not") as error:
+        quantize(thing, "3w3a")
     one_line(error)
 
 

@@ -14,6 +14,7 @@ from adadfq_lab.data import ImageSet, load_data
 from adadfq_lab.errors import UserError
 from adadfq_lab.evaluation import accuracy
 from adadfq_lab.export import Exported, export_onnx, sidecar
+from adadfq_lab.packing import pack
 from adadfq_lab.runs import observe_noise
 from adadfq_lab.student import Student, quantize
 from adadfq_lab.teachers import Teacher, load_teacher, wrap_teacher
@@ -214,6 +215,7 @@ def unknown_operation(model) -> None:
         (meta("shape", None), "metadata of .* are damaged"),
         (meta("shape", "[1, 8]"), "metadata of .* are damaged"),
         (meta("shape", "[0, 8, 8]"), "metadata of .* are damaged"),
+        (meta("shape", "[1, 100000, 100000]"), "metadata of .* are damaged"),
         (meta("shape", '"abc"'), "metadata of .* are damaged"),
         (meta("mean", "[1, 2, 3, 4]"), "metadata of .* are damaged"),
         (meta("mean", "7"), "metadata of .* are damaged"),
@@ -285,6 +287,17 @@ def test_files_that_are_not_there_are_one_line(exported, tmp_path):
     exported.student.unlink()
     with pytest.raises(UserError, match=r"has no q\.student\.safetensors beside it"):
         verify(exported.file)
+
+
+def test_weights_of_another_student_beside_the_file_are_one_line(exported):
+    """A packed container that is whole, but another network's."""
+    other = student_of(tiny_teacher())
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(7)))
+    pack(other, exported.packed)
+    with pytest.raises(UserError, match="holds the weights of another student"):
+        verify(exported.file, repeats=1)
 
 
 def test_a_foreign_onnx_file_is_one_line(tmp_path):
