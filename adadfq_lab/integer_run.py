@@ -156,7 +156,7 @@ def _apply(
     elif step.kind == "batch_norm":
         out = student.graph.get_submodule(step.target)(reals[0])
     elif step.kind == "adaptive_pool":
-        out = F.adaptive_avg_pool2d(reals[0], step.shape[1:])
+        out = F.adaptive_avg_pool2d(reals[0], (step.shape[1], step.shape[2]))
     else:
         out = _elementwise(step.options, reals[0])
     return out

@@ -293,7 +293,7 @@ def _pad(call: _Call) -> _Form:
     mode = call.get("mode", 2, "constant")
     if call.module is not None:
         amounts = call.get("padding", 1)
-        mode = {nn.ReflectionPad2d: "reflect", nn.ReplicationPad2d: "replicate"}.get(type(call.module), "constant")  # type: ignore[call-overload]
+        mode = {nn.ReflectionPad2d: "reflect", nn.ReplicationPad2d: "replicate"}.get(type(call.module), "constant")
     else:
         amounts = call.get("pad", 1)
     if mode not in ("constant", "reflect", "replicate") or (mode == "constant" and call.get("value", 3)):

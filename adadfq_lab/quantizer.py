@@ -87,7 +87,8 @@ def quantize_linear(theta: Tensor, bits: int) -> Tensor:
         return wide.to(torch.int32)
     low, high = wide.aminmax()
     width = torch.where(high == low, 1, high - low)
-    return ((2**bits - 1) * (wide - low) / width - 2 ** (bits - 1)).round().to(torch.int32)
+    out: Tensor = ((2**bits - 1) * (wide - low) / width - 2 ** (bits - 1)).round().to(torch.int32)
+    return out
 
 
 class _FakeQuantize(torch.autograd.Function):

@@ -52,6 +52,8 @@ def rebuild_student(path: Path) -> tuple[TeacherInfo, Student, str]:
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], TeacherInfo, dict[str, Any], str]:
+    if not path.exists():
+        raise UserError(f"there is no file {path}; give the folder of a run that has finished, or its student.safetensors")
     tensors, meta, sha256 = load_tensors(path)
     if meta.get("kind") != "student":
         raise UserError(f"{path} holds no student")
