@@ -229,7 +229,7 @@ class FigureView:
         if panel.x_range and panel.x_range != (0, 1):
             self.figure.layout[f"xaxis{axis}"].range = panel.x_range
         if panel.bars:  # room above them for the words of the rules
-            top = float(np.sum([bars.heights for bars in panel.bars], axis=0).max())
+            top = float(np.stack([np.asarray(bars.heights, np.float64) for bars in panel.bars]).sum(0).max())
             self.figure.layout[f"yaxis{axis}"].range = (0, 1.15 * max(top, 1.0))
 
     def display(self) -> None:
