@@ -99,6 +99,7 @@ class LiveRun:
                 return self
             self.state = "running"
             self._go.set()
+            _ = self.figure  # made here, on the cell's thread, and in the cell that displays it
             release_freed_memory()
             self._thread = threading.Thread(target=self._play, name="adadfq live run", daemon=True)
             self._thread.start()

@@ -6,6 +6,7 @@ second and sends at most POINTS points a line, less than 60 kB in all.
 
 import math
 from dataclasses import replace
+from functools import cached_property
 from importlib import import_module
 from typing import Any, Protocol
 
@@ -172,9 +173,16 @@ def svg(history: History, points: int = 120) -> str:
 
 
 class FigureView:
-    """The panels as one FigureWidget. Each publish changes it in one batch."""
+    """The panels as one FigureWidget. Each publish changes it in one batch.
 
-    def __init__(self) -> None:
+    The figure is made when it is first asked for: JupyterLab shows one that was made in an earlier cell than the one that
+    displays it as an empty chart, once another plotly figure is on the page.
+    """
+
+    titles: list[dict[str, Any]]
+
+    @cached_property
+    def figure(self) -> Any:
         import plotly.graph_objects as go
         from plotly.subplots import make_subplots
 
@@ -194,12 +202,12 @@ class FigureView:
         base.update_layout(legend={"orientation": "h", "y": -0.09, "yanchor": "top"}, hovermode="closest")
         base.update_annotations(font={"size": 14, "color": TEXT})
         self.titles = [annotation.to_plotly_json() for annotation in base.layout.annotations]
-        self.figure: Any = go.FigureWidget(base)
+        return go.FigureWidget(base)
 
     def publish(self, history: History) -> None:
         made = panels(history)
-        shapes, notes = [], [dict(title) for title in self.titles]
         with self.figure.batch_update():
+            shapes, notes = [], [dict(title) for title in self.titles]
             traces = iter(self.figure.data)
             for i, panel in enumerate(made):
                 notes[i]["text"] = panel.title
@@ -221,14 +229,15 @@ class FigureView:
         if panel.x_range and panel.x_range != (0, 1):
             self.figure.layout[f"xaxis{axis}"].range = panel.x_range
         if panel.bars:  # room above them for the words of the rules
-            top = float(np.sum([bars.heights for bars in panel.bars], axis=0).max())
+            top = float(np.stack([np.asarray(bars.heights, np.float64) for bars in panel.bars]).sum(0).max())
             self.figure.layout[f"yaxis{axis}"].range = (0, 1.15 * max(top, 1.0))
 
     def display(self) -> None:
         _ipython().display(self.figure)
 
     def close(self) -> None:
-        self.figure.close()
+        if "figure" in vars(self):
+            self.figure.close()
 
 
 def _points(line: Line) -> tuple[Column, Column]:

@@ -189,7 +189,7 @@ def _legend(panel: Panel) -> str:
         else:
             parts.append(_box(x + 5, 24, 12, 11, item.color, item.hatch))
         parts.append(_text(x + 26, 34, item.name, look=SMALL))
-        x += 36 + 6.6 * len(item.name)
+        x += 38 + 7 * len(item.name)
     return "".join(parts)
 
 

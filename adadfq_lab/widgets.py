@@ -409,8 +409,8 @@ def _pull_panel(look: Look, player: Player, at: str) -> Panel:
         Bars("", edges, share * np.eye(len(shares))[i], OKABE_ITO[i % len(OKABE_ITO)], hatches[i % 3])
         for i, share in enumerate(shares.values())
     ]
-    words = {"title": f"What pulls at {at}", "x": "term of the loss", "y": "share of all pulls [%]"}
-    return Panel(**words, bars=bars, y_range=(0, 105), x_names=list(shares))
+    title, x, y = f"What pulls at {at}", "term of the loss", "share of all pulls [%]"
+    return Panel(title, x, y, bars=bars, y_range=(0, 105), x_names=list(shares))
 
 
 def _pulls(look: Look, player: Player) -> str:

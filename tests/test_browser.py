@@ -161,6 +161,18 @@ def test_a_game_is_played_and_steered_in_the_browser(lab_server):
 
 
 @needs_chromium
+def test_a_run_made_in_an_earlier_cell_is_drawn_beside_another_figure(lab_server):
+    """As in notebook 06: a static figure on the page, the run in one cell, its start in a later one; it was an empty chart."""
+    shown = 'lab.show(lab.figures.curves({"a": [1, 2]}, [1, 2], title="t", x="x", y="y"))'
+    with opened(lab_server, "later.ipynb", [CELLS[0].replace("5000", "3"), shown, *CELLS[1:]]) as page:
+        last = (
+            "() => { const p = [...document.querySelectorAll('.js-plotly-plot')].pop(); return p?.data?.[0]?.y?.length ?? -1 }"
+        )
+        wait_for(lambda: page.evaluate(last) >= 3, 240)
+        shot(page, "later")
+
+
+@needs_chromium
 def test_the_dark_theme_is_readable(lab_server):
     """In JupyterLab's dark theme, text of the recorded-data widgets and of the live figure contrasts with the page."""
     cells = [CELLS[0].replace("5000", "3"), "lab.bounds_explorer()", "lab.logit_playground()", "run.start()"]

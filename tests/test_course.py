@@ -1,6 +1,7 @@
 """The course: copies are what their masters say, pairs agree, rules are kept, and each rule notices when it is broken."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -13,7 +14,7 @@ import nbformat
 import pytest
 
 import adadfq_lab
-from adadfq_lab import course, course_check, environment
+from adadfq_lab import course, course_check, course_minutes, environment
 from adadfq_lab.course import FOLDER, Cell, copy_cells, parse, to_notebook, to_script
 from adadfq_lab.errors import UserError
 from adadfq_lab.quizzes import quiz
@@ -395,3 +396,23 @@ def test_an_unknown_quiz_is_a_users_mistake():
     """Asking for a quiz that is not there says how quizzes are named."""
     with pytest.raises(UserError, match="two digits"):
         quiz("disagreement")
+
+
+def test_the_table_of_minutes_shows_what_was_measured_and_no_more(tmp_path):
+    """A row with everything, one of fast mode only, in the notebooks' order; a dash is not a zero."""
+    full = {"seconds": 50, "processor": 30, "first_plot": 9, "fast": 12, "megabytes": 600, "libraries": 250, "load": 1.5}
+    rows = {"06_the_band": {"fast": 14, "load": 9.0}, "01_disagreement": full}
+    (tmp_path / "minutes.json").write_text(json.dumps({"machine": "2 cores", "notebooks": rows}), encoding="utf-8")
+    table = [line for line in course.minutes(tmp_path).splitlines() if line.startswith("| 0")]
+    assert table == [
+        "| 01_disagreement | 50 | 30 | 9 | 12 | 600 | 250 | 1.5 |",
+        "| 06_the_band | – | – | – | 14 | – | – | 9.0 |",
+    ]
+    assert course.minutes(tmp_path / "elsewhere").startswith("Not measured yet")
+
+
+def test_seconds_of_a_core_are_read_from_stat():
+    """Fields 14 and 15 of /proc/PID/stat, whatever the program is called."""
+    ticks = os.sysconf("SC_CLK_TCK")
+    fields = " ".join(["S", *"0" * 10, str(3 * ticks), str(ticks), "0"])
+    assert course_minutes._processor(f"7 (a ) name) {fields}") == 4.0
