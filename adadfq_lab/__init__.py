@@ -99,7 +99,7 @@ _MODULES: dict[str, str] = {
     "RunConfig": "runs",
     "build_game": "runs",
     "run": "runs",
-    "read_records": "runs",
+    "read_records": "records",
     "estimate": "estimates",
     "largest_that_fits": "estimates",
     "Watch": "watch",

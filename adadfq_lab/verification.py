@@ -120,7 +120,8 @@ def verify(
     """
     path = Path(path)
     facts = read_facts(path)
-    student = on_cpu(student) if student else _stored_student(path, facts)
+    stored = student is None
+    student = _stored_student(path, facts) if student is None else on_cpu(student)
     run = load(path, runtime)
     labels, predictions, source = [], [], ""
     with torch.inference_mode(), student.frozen():
@@ -146,7 +147,7 @@ def verify(
         source=source,
         bytes=path.stat().st_size,
         float_bytes=_float_bytes(student),
-        packed_bytes=_packed_bytes(path, student),
+        packed_bytes=_packed_bytes(path, student, stored),
         ideal_bytes=ideal_bytes(student),
         ms_file=ms_file,
         ms_float=ms_float,
@@ -263,12 +264,16 @@ def _float_bytes(student: Student) -> int:
     return sum(4 * tensor.numel() for name, tensor in state.items() if not name.endswith("num_batches_tracked"))
 
 
-def _packed_bytes(path: Path, student: Student) -> int:
-    """Of the container beside the file, which is read to see that it is intact; where there is none, of one made for this."""
+def _packed_bytes(path: Path, student: Student, stored: bool) -> int:
+    """Of the container beside the file, which is read to see that it is intact; where there is none, of one made for this.
+
+    stored: whether `student` is the one stored beside the file, whose weights the container must then hold
+    """
     packed = sidecar(path, "packed")
     if packed.exists():
         theirs, own = unpack(packed).layers, integers(student).layers
-        if theirs.keys() != own.keys() or not all(torch.equal(theirs[name].codes, own[name].codes) for name in own):
+        same = theirs.keys() == own.keys() and all(torch.equal(theirs[name].codes, own[name].codes) for name in own)
+        if stored and not same:
             raise UserError(f"{packed} holds the weights of another student than {path}; export it again")
         return packed.stat().st_size
     with tempfile.TemporaryDirectory() as folder:

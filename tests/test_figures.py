@@ -116,7 +116,7 @@ def test_the_first_figure_compiles_no_grammar():
     code = """
 import sys
 from adadfq_lab import live_views
-live_views.FigureView()
+live_views.FigureView().figure
 from plotly.io import _renderers
 assert _renderers.nbformat.__version__
 assert "rfc3987_syntax" not in sys.modules
