@@ -19,10 +19,8 @@ SMALLEST = 1e-8
 
 def _sum_of_products(a: Tensor, b: Tensor, like: Tensor) -> Tensor:
     """sum a * b over all but the places of `like`: all of them where it is 0-dim, else all but the first dimension."""
-    if like.dim():
-        return (a * b).flatten(1).sum(1).view_as(like)
-    order = (0, 2, 3, 1) if a.dim() == 4 else tuple(range(a.dim()))  # channels last: then no copy
-    return torch.dot(*(t.to(like.dtype).permute(order).reshape(-1) for t in (a, b)))
+    product = a * b
+    return product.flatten(1).sum(1).view_as(like) if like.dim() else product.sum(dtype=like.dtype)
 
 
 class _LearnedQuantize(torch.autograd.Function):
