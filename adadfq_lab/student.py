@@ -96,7 +96,7 @@ class Student(nn.Module):
             module.observing = value
 
     def learn_ranges(self) -> None:
-        """From now on every scale, of weights and of activations, is a parameter: see `quantizer.learned_quantize`."""
+        """From now on every scale, of weights and of activations, is a parameter: see `lsq.learned_quantize`."""
         for module in self._quantizers():
             module.learn_range()
         self.quantization = dataclasses.replace(self.quantization, learned=True)
