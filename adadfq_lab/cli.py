@@ -133,5 +133,6 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"adadfq: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("adadfq: interrupted; a run was saved and continues with --resume", file=sys.stderr)
+        saved = "; a run was saved and continues with --resume" if arguments[:1] in (["train"], ["demo"]) else ""
+        print(f"adadfq: interrupted{saved}", file=sys.stderr)
         sys.exit(130)

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adadfq_lab.errors import UserError
+from adadfq_lab.errors import UserError, first_line
 
 FASHION_CLASSES = ("T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -127,12 +127,14 @@ def _from_npz(name: str, split: str, path: Path) -> ImageSet:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             images, labels = file["x"], file["y"]
     except (OSError, EOFError, ValueError, KeyError, TypeError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"{path} is damaged or not a data file with arrays x and y ({reason})") from None
+        raise UserError(f"{path} is damaged or not a data file with arrays x and y ({first_line(error)})") from None
     if images.ndim != 4 or images.dtype != np.uint8 or labels.shape != (len(images),):
         raise UserError(
             f"{path} must hold x uint8 (N, C, H, W) and y (N,), not x {images.dtype} {images.shape} and y {labels.shape}"
         )
+    known = len(CLASSES[name])
+    if not len(labels) or not (labels.min() >= 0 and labels.max() < known):
+        raise UserError(f"{path} must hold one image or more, with labels y from 0 to {known - 1}")
     return _image_set(name, split, images, labels)
 
 

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from adadfq_lab.errors import UserError
+from adadfq_lab.errors import UserError, first_line
 
 FORMAT = "adadfq 1"
 
@@ -35,6 +35,14 @@ def write_atomically(path: Path, content: bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def write_asked_for(path: Path, content: bytes) -> None:
+    """`write_atomically` to a path that a user chose; raises UserError where it cannot be written."""
+    try:
+        write_atomically(path, content)
+    except OSError as error:
+        raise UserError(f"cannot write {path} ({error.strerror}); choose another place") from None
 
 
 def renewed(text: str, begin: str, end: str, content: str) -> str:
@@ -74,8 +82,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:
     except FileNotFoundError:
         raise UserError(f"there is no file {path}") from None
     except (SafetensorError, OSError, ValueError, RuntimeError, TypeError, AttributeError, MemoryError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"{path} is damaged or not a safetensors file ({reason})") from None
+        raise UserError(f"{path} is damaged or not a safetensors file ({first_line(error)})") from None
     if header.get("format") != FORMAT:
         raise UserError(f"{path} was not written by adadfq (no format {FORMAT!r} in its header)")
     if digest(tensors, header.get("meta", "")) != header.get("sha256"):

@@ -73,8 +73,10 @@ class Schedule:
         for name in ("batch", "observe"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.warmup < 0:
-            raise UserError(f"warmup must not be negative, as {self.warmup} is")
+        for name in ("warmup", "generator_lr", "student_lr", "weight_decay", "decay"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise UserError(f"{name} must not be negative, as {value} is")
 
     def rates(self, method: Method) -> Rates:
         """The rates of this schedule, the method's own where it names none."""

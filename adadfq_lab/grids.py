@@ -32,7 +32,7 @@ from adadfq_lab.engines import Engine, InProcess, Local, Task
 from adadfq_lab.errors import UserError
 from adadfq_lab.files import write_atomically
 from adadfq_lab.methods import FILES, known_elsewhere
-from adadfq_lab.run_folders import last_checkpoint, round_of
+from adadfq_lab.run_folders import checkpoints, last_checkpoint, round_of
 from adadfq_lab.runs import RunConfig, read_config, run
 
 State = Literal["done", "running", "failed", "stopped", "waiting"]
@@ -73,9 +73,10 @@ def prepare(configs: Sequence[RunConfig], root: Path) -> list[Path]:
 
 def state(folder: Path) -> State:
     """Whether the run in `folder` is done, is being played, has failed, was stopped on the way, or waits."""
+    played = busy(folder)  # asked first: a player that has let go has written its result
     if (folder / "result.json").exists():
         return "done"
-    if busy(folder):
+    if played:
         return "running"
     if (folder / "failed.txt").exists():
         return "failed"
@@ -128,13 +129,16 @@ def _claimed(folder: Path) -> Iterator[bool]:
 def play_one(folder: Path, *, quiet: bool = False) -> bool:
     """Starts the run that `folder` waits for, continues it, or does nothing where it is done or somebody else plays it.
 
-    Returns whether it is done. Raises UserError as `run` does; whatever is raised is noted in failed.txt.
+    Returns whether it is done. Raises UserError as `run` does, and for a folder that waits for no run, which is left as it is;
+    whatever a run raises is noted in failed.txt.
     """
+    if not (folder / "wanted.json").exists():
+        raise UserError(f"{folder} waits for no run (no wanted.json in it); give a folder of a grid")
     with _claimed(folder) as ours:
         if not ours or (folder / "result.json").exists():
             return (folder / "result.json").exists()
         (folder / "failed.txt").unlink(missing_ok=True)
-        resume = any(folder.glob("round_*.ckpt"))
+        resume = bool(checkpoints(folder))
         if not resume:
             (folder / "config.json").unlink(missing_ok=True)  # killed before its first checkpoint: nothing to continue
         begun = round_of(last_checkpoint(folder)) if resume else 0
@@ -253,9 +257,11 @@ def _again(folder: Path, attempts: dict[Path, int]) -> bool:
 
 def main(arguments: list[str] | None = None) -> None:
     """`python -m adadfq_lab.grids FOLDER`: play the run that FOLDER waits for."""
-    folder = Path((arguments or sys.argv[1:])[0])
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        play_one(folder)
+        if len(arguments) != 1:
+            raise UserError("give one folder of a grid: python -m adadfq_lab.grids FOLDER")
+        play_one(Path(arguments[0]))
     except UserError as error:
         print(f"adadfq: {error}", file=sys.stderr)
         sys.exit(2)

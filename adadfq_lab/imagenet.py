@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from adadfq_lab.data import ImageSet
-from adadfq_lab.errors import UserError
+from adadfq_lab.errors import UserError, first_line
 
 SHORTER_SIDE, CROP = 256, 224
 SUFFIXES = (".jpeg", ".jpg", ".png")
@@ -67,8 +67,7 @@ def decode(path: Path) -> Tensor:
         with Image.open(path) as file:
             image = file.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = type(error).__name__ if not str(error) else str(error).splitlines()[0]
-        raise UserError(f"{path} cannot be read as an image ({reason}); mend or remove it") from None
+        raise UserError(f"{path} cannot be read as an image ({first_line(error)}); mend or remove it") from None
     resized = functional.resize(image, [SHORTER_SIDE], functional.InterpolationMode.BILINEAR)
     pixels: Tensor = functional.pil_to_tensor(functional.center_crop(resized, [CROP, CROP]))
     return pixels

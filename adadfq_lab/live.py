@@ -308,5 +308,6 @@ class Late:
             print(self.text)
             return
         if self._widget is None:
-            self._widget = import_module("ipywidgets").HTML(self.text)
+            self._widget = import_module("ipywidgets").HTML()
+            self._widget.value = self.text  # only now: the other thread may have filled it in meanwhile
         import_module("IPython.display").display(self._widget)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adadfq_lab.errors import UserError
+from adadfq_lab.errors import UserError, first_line
 from adadfq_lab.files import load_tensors, save_tensors
 from adadfq_lab.integer_layers import Grid, IntegerLayer, Integers, integers
 from adadfq_lab.quantizer import quant_range
@@ -76,7 +76,7 @@ def unpack(path: Path) -> Integers:
     try:
         return _unpack(tensors, meta)
     except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"{path} does not fit its own description ({str(error).splitlines()[0]})") from None
+        raise UserError(f"{path} does not fit its own description ({first_line(error)})") from None
 
 
 def _unpack(tensors: dict[str, Tensor], meta: dict[str, Any]) -> Integers:

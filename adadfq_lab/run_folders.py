@@ -1,6 +1,7 @@
 """A run's folder on disk: its checkpoints, of which the last two are kept, and what a full disk does to it."""
 
 import errno
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,6 +9,8 @@ from pathlib import Path
 from adadfq_lab.checkpoints import same_run
 from adadfq_lab.errors import UserError
 from adadfq_lab.game import Game
+
+_CHECKPOINT = re.compile(r"round_\d+\.ckpt")  # and no copy that somebody made of one
 
 
 def save_checkpoint(game: Game, folder: Path) -> None:
@@ -24,7 +27,7 @@ def checkpoint_path(folder: Path, index: int) -> Path:
 
 def checkpoints(folder: Path) -> list[Path]:
     """A run's checkpoints, the oldest first."""
-    return sorted(folder.glob("round_*.ckpt"), key=lambda path: (len(path.name), path.name))
+    return sorted((path for path in folder.glob("round_*") if _CHECKPOINT.fullmatch(path.name)), key=round_of)
 
 
 def last_checkpoint(folder: Path) -> Path:
@@ -59,6 +62,7 @@ def resumed(folder: Path, game: Game, from_round: int | None) -> Game:
 
 
 def round_of(path: Path) -> int:
+    """The round before which a checkpoint was saved."""
     return int(path.stem.removeprefix("round_"))
 
 

@@ -185,7 +185,9 @@ def build_student(teacher: Teacher, config: RunConfig) -> Student:
 
 
 def build_game(config: RunConfig, teacher: Teacher) -> Game:
-    """The game of a run before its first round."""
+    """The game of a run before its first round. Raises UserError for a configuration that cannot be played."""
+    if config.rounds < 1:
+        raise UserError(f"rounds must be at least 1, not {config.rounds}")
     method = make_method(config.method, **config.settings)
     if config.lower is not None or config.upper is not None:
         bounds = Bounds(
@@ -225,8 +227,6 @@ def run(
     Progress goes to standard error. Raises UserError where the folder cannot be written, is full, is in use, or holds another
     run. On a KeyboardInterrupt the game is saved before the exception goes on.
     """
-    if config.rounds < 1:
-        raise UserError(f"rounds must be at least 1, not {config.rounds}")
     teacher = load_teacher(config.teacher)
     data = load_data(config.data or teacher.info.data, "test", stub=config.stub)
     check_fits(teacher, data)

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from adadfq_lab.errors import UserError
+from adadfq_lab.errors import UserError, first_line
 from adadfq_lab.fields import build
 from adadfq_lab.files import load_tensors, save_tensors
 from adadfq_lab.quantizer import BitWidths
@@ -92,6 +92,6 @@ def _rebuild(path: Path, network: nn.Module, tensors: dict[str, Tensor], quantiz
         student = quantize(network, **quantization)
         student.load_state_dict(tensors)
     except (TypeError, RuntimeError, UserError) as error:
-        raise UserError(f"{path} does not fit its network: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{path} does not fit its network: {first_line(error)}") from None
     student.observing = False
     return student

@@ -5,6 +5,7 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -77,7 +78,8 @@ def _status(folder: Path) -> Status:
     starts = len(sessions.read_text().splitlines()) if sessions.exists() else 0
     found = Status(folder, read_config(folder / "wanted.json"), now, rounds_done(folder), starts)
     if now == "failed":
-        return dataclasses.replace(found, note=failed.read_text().strip())
+        with suppress(FileNotFoundError):  # somebody has begun to play it again
+            return dataclasses.replace(found, note=failed.read_text().strip())
     if now != "done":
         return found
     result = json.loads((folder / "result.json").read_text())

@@ -21,7 +21,8 @@ from typing import Any, Literal
 
 from adadfq_lab.data import stub_path
 from adadfq_lab.errors import UserError
-from adadfq_lab.files import write_atomically
+from adadfq_lab.fields import build
+from adadfq_lab.files import write_asked_for
 from adadfq_lab.game import Schedule
 from adadfq_lab.methods import every_method, make_method
 from adadfq_lab.runs import RunConfig, read_config
@@ -197,8 +198,8 @@ def shipped_results() -> Path:
 def read_rows(path: Path) -> list[Row]:
     """The rows in a results file; none where there is no file. Raises UserError where it is damaged."""
     try:
-        return [Row(**plain) for plain in json.loads(path.read_text())] if path.exists() else []
-    except (ValueError, TypeError):
+        return [build(Row, plain) for plain in json.loads(path.read_text())] if path.exists() else []
+    except (OSError, ValueError, TypeError, RecursionError):
         raise UserError(f"{path} is damaged or of another version of adadfq; move it away") from None
 
 
@@ -207,7 +208,7 @@ def write_rows(path: Path, rows: Iterable[Row]) -> list[Row]:
     kept = {old.key: old for old in read_rows(path)} | {new.key: new for new in rows}
     ordered = [kept[key] for key in sorted(kept)]
     lines = ",\n".join(json.dumps(dataclasses.asdict(one)) for one in ordered)
-    write_atomically(path, f"[\n{lines}\n]\n".encode())
+    write_asked_for(path, f"[\n{lines}\n]\n".encode())
     return ordered
 
 
@@ -260,7 +261,7 @@ def difference(a: Sequence[float], b: Sequence[float]) -> tuple[float, float] | 
         for values, mean in zip((a, b), means, strict=True)
     ]
     spread = sum(v**2 / (len(values) - 1) for v, values in zip(noise, (a, b), strict=True))
-    freedom = int(sum(noise) ** 2 / spread) if spread else len(a) + len(b) - 2
+    freedom = int(sum(noise) ** 2 / spread + 1e-9) if spread else len(a) + len(b) - 2  # 3 may come out as 2.9999999999999996
     t = _T[freedom - 1] if freedom <= len(_T) else 1.96
     return means[0] - means[1], t * math.sqrt(sum(noise))
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from adadfq_lab.data import stub_path
-from adadfq_lab.errors import UserError
+from adadfq_lab.errors import UserError, first_line
 from adadfq_lab.fields import build
 from adadfq_lab.files import digest, load_tensors, save_tensors
 
@@ -149,4 +149,4 @@ def load_teacher(name: str) -> Teacher:
         network.load_state_dict(tensors)
         return Teacher(network, info)
     except (TypeError, KeyError, RuntimeError, UserError) as error:
-        raise UserError(f"{path} does not fit its network: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{path} does not fit its network: {first_line(error)}") from None

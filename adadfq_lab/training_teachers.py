@@ -53,6 +53,11 @@ class TeacherConfig:
     threads: int = 0
     start: str = ""
 
+    def __post_init__(self) -> None:
+        for name, least in (("epochs", 1), ("lr", 0), ("weight_decay", 0), ("threads", 0)):
+            if not getattr(self, name) >= least:
+                raise UserError(f"{name} must be at least {least}, not {getattr(self, name)}")
+
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     """Flips half of the uint8 `images` `(N, C, H, W)` and shifts each by up to an eighth of its width; zeros move in.

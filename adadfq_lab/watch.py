@@ -10,6 +10,7 @@ import dataclasses
 import html
 import json
 import math
+import os
 import sys
 import time
 from collections import deque
@@ -20,7 +21,7 @@ from typing import Any, Literal
 
 from adadfq_lab.errors import UserError
 from adadfq_lab.estimates import duration
-from adadfq_lab.files import write_atomically
+from adadfq_lab.files import write_asked_for
 from adadfq_lab.runs import RunConfig, read_config
 
 LATELY = 200  # rounds that "now" is an average over
@@ -38,7 +39,7 @@ class Log:
         """The new lines, and whether they begin a log that is written anew. Lines that are damaged are left out."""
         try:
             with self.path.open("rb") as file:
-                status = self.path.stat()
+                status = os.fstat(file.fileno())  # of what was opened: by now another file may be of that name
                 anew = status.st_ino != self._inode or status.st_size < self._offset
                 if anew:
                     self._inode, self._offset = status.st_ino, 0
@@ -197,7 +198,7 @@ def watch(folder: Path, *, every: float = 2.0, page: Path | None = None) -> Stat
 def write_page(path: Path, frame: str, every: float) -> None:
     """`frame` as a web page that loads itself again."""
     text = f'<!doctype html><meta charset="utf-8"><meta http-equiv="refresh" content="{max(1, round(every))}">'
-    write_atomically(path, f"{text}<title>adadfq</title><pre style='font-size: 1.2rem'>{html.escape(frame)}</pre>\n".encode())
+    write_asked_for(path, f"{text}<title>adadfq</title><pre style='font-size: 1.2rem'>{html.escape(frame)}</pre>\n".encode())
 
 
 # To a tracker

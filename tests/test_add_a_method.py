@@ -92,12 +92,16 @@ def test_a_file_that_the_environment_names_registers_its_methods(methods_as_they
     out = capsys.readouterr().out
     assert out.count("read\n") == 1 and "border     generate images between two classes" in out
     path.write_text("import nothing_of_the_kind\n")
-    monkeypatch.setenv(FILES, str(path) + os.pathsep + str(tmp_path / "other.py"))
-    methods._read.clear()
-    for _ in range(2):
-        with pytest.raises(UserError, match=rf"^{path}, which {FILES} names, cannot be loaded: No module named") as caught:
-            lab.make_method("border")
-        assert "\n" not in str(caught.value)
+    monkeypatch.chdir(tmp_path)
+    for name in (str(path), "./border.py"):
+        monkeypatch.setenv(FILES, name + os.pathsep + str(tmp_path / "other.py"))
+        methods._read.clear()
+        for _ in range(2):
+            with pytest.raises(
+                UserError, match=rf"border.py, which {FILES} names, cannot be loaded: No module named"
+            ) as caught:
+                lab.make_method("border")
+            assert "\n" not in str(caught.value)
 
 
 @pytest.mark.slow

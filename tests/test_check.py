@@ -212,3 +212,8 @@ def test_a_foreign_file_is_not_overwritten(tmp_path, content):
     with pytest.raises(UserError, match="no progress file"):
         progress().save(path)
     assert path.read_text() == content
+
+
+def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"^cannot write .*p\.json \(No such file or directory\); choose another place$"):
+        progress().save(tmp_path / "nowhere" / "p.json")

@@ -183,6 +183,9 @@ WRONG = {
     "one-hot labels": lambda path: npz(path, x=made_up(3)[0], y=np.eye(3)),
     "one label": lambda path: npz(path, x=made_up(1)[0], y=np.array(3)),
     "a folder": lambda path: path.mkdir(),
+    "no images": lambda path: npz(path, x=made_up(3)[0][:0], y=made_up(3)[1][:0]),
+    "a class too many": lambda path: npz(path, x=made_up(3)[0], y=np.array([0, 9, 10])),
+    "a class below 0": lambda path: npz(path, x=made_up(3)[0], y=np.array([0, -1, 9])),
 }
 
 
@@ -192,7 +195,9 @@ def test_a_wrong_file_is_refused_in_one_line(kind, folder):
     """Whatever stands in the place of a data file, the error is one line that names it and what it should hold."""
     path = folder / "cifar10_test.npz"
     WRONG[kind](path)
-    with pytest.raises(UserError, match=r"(damaged or not a data file with arrays x and y|must hold x uint8)") as error:
+    with pytest.raises(
+        UserError, match=r"(damaged or not a data file with arrays x and y|must hold (x uint8|one image))"
+    ) as error:
         load_data("cifar10")
     assert str(path) in str(error.value)
     assert len(str(error.value).splitlines()) == 1

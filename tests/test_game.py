@@ -566,7 +566,18 @@ def test_a_teacher_without_batch_norm_is_refused():
         Game(teacher, quantize(teacher, "3w3a"), adadfq())
 
 
-@pytest.mark.parametrize("wrong", [{"batch": 0}, {"observe": 0}, {"warmup": -1}, {"batch": -4}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"batch": 0},
+        {"observe": 0},
+        {"warmup": -1},
+        {"batch": -4},
+        {"student_lr": -1e-4},
+        {"weight_decay": -1.0},
+        {"generator_lr": float("nan")},
+    ],
+)
 def test_a_schedule_that_makes_no_sense_is_refused(wrong):
     """In one line that names the field."""
     with pytest.raises(UserError, match=next(iter(wrong))):

@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 from tiny_games import images_for, saved_teacher
 
+from adadfq_lab import grids
 from adadfq_lab.engines import Resources, Task, make_engine
 from adadfq_lab.errors import UserError
 from adadfq_lab.files import load_tensors
 from adadfq_lab.game import Schedule
-from adadfq_lab.grids import busy, config_hash, folder_name, play_grid, play_one, prepare, rounds_done, state
+from adadfq_lab.grids import busy, config_hash, folder_name, main, play_grid, play_one, prepare, rounds_done, state
 from adadfq_lab.runs import RunConfig, run
 from adadfq_lab.sweeps import combinations, counts, status
 
@@ -241,3 +242,32 @@ def test_rounds_done_reads_whole_lines_only(tmp_path):
     log = tmp_path / "records.jsonl"
     log.write_text("".join(json.dumps({"round": i, "h_prime": [0.5] * 2000}) + "\n" for i in range(30)) + '{"round": 30, "h')
     assert rounds_done(tmp_path) == 30
+
+
+def test_a_folder_that_is_none_of_a_grid_is_left_alone(tmp_path, capsys):
+    """`python -m adadfq_lab.grids` takes one folder that waits for a run; a run's own folder keeps its config.json."""
+    (tmp_path / "config.json").write_text("{}")
+    for arguments, what in (
+        ([], "give one folder of a grid"),
+        ([str(tmp_path), "more"], "give one folder of a grid"),
+        ([str(tmp_path / "nowhere")], "nowhere waits for no run"),
+        ([str(tmp_path)], "waits for no run"),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            main(arguments)
+        assert caught.value.code == 2 and what in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_a_run_that_finishes_while_one_looks_is_done(tmp_path, monkeypatch):
+    """Its player writes the result and lets go between two looks at the folder."""
+    (tmp_path / "config.json").touch()
+    monkeypatch.setattr(grids, "busy", lambda folder: (folder / "result.json").touch())
+    assert state(tmp_path) == "done"
+
+
+def test_a_failed_run_that_is_begun_again_while_one_looks_has_a_status(config, tmp_path, monkeypatch):
+    """failed.txt is gone by the time it is to be read."""
+    (folder,) = prepare([config], tmp_path / "grid")
+    monkeypatch.setattr("adadfq_lab.sweeps.state", lambda folder: "failed")
+    assert [(row.folder, row.state, row.note) for row in status(tmp_path / "grid")] == [(folder, "failed", "")]

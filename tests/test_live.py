@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+from types import SimpleNamespace
 from typing import ClassVar
 
 import comm
@@ -295,3 +296,20 @@ def test_a_game_is_played_by_one_loop_at_a_time():
     assert len(run.wait(30)) == 2
     assert game.index == 2
     assert next(game.play(1)).index == 2
+
+
+def test_what_is_filled_in_while_it_is_displayed_is_shown(monkeypatch):
+    """The run ends while the cell makes the widget: the widget shows the report, not the placeholder."""
+    late = live.Late()
+
+    class Html:
+        def __init__(self, value=""):
+            self.value = value
+            late.fill("report")
+
+    shown = []
+    monkeypatch.setattr(live, "in_kernel", lambda: True)
+    fronts = {"ipywidgets": SimpleNamespace(HTML=Html), "IPython.display": SimpleNamespace(display=shown.append)}
+    monkeypatch.setattr(live, "import_module", fronts.__getitem__)
+    late._ipython_display_()
+    assert [widget.value for widget in shown] == ["report"]

@@ -261,6 +261,13 @@ def test_an_estimate_adds_up():
     assert [duration(s) for s in (41, 720, 12_000, 187_200)] == ["41 s", "12 min", "3 h 20 min", "2 days 4 h"]
 
 
+def test_no_rounds_take_no_estimate(here):
+    """A run of no rounds cannot be played, and so takes no time that could be told."""
+    saved_teacher(here / "teacher.safetensors", classes=10)
+    with pytest.raises(UserError, match="rounds must be at least 1, not 0"):
+        estimate(RunConfig(str(here / "teacher.safetensors"), rounds=0, gains_every=0, schedule=SCHEDULE, device="cpu"))
+
+
 def test_an_estimate_counts_what_a_run_does(here):
     """As many measurements and checkpoints as there were, and a folder of that size."""
     config = RunConfig("t", rounds=24, schedule=SCHEDULE, evaluate_every=5, save_every=7, gains_every=4, device="cpu")

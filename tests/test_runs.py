@@ -418,11 +418,13 @@ def test_a_run_whose_checkpoint_is_damaged_is_not_resumed(config, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(config, folder, on_record=interrupting(4, KeyboardInterrupt), quiet=True)
     path = last_checkpoint(folder)
+    (folder / "round_000005 (copy).ckpt").write_bytes(path.read_bytes())  # somebody's own, which is let be
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(UserError, match=r"round_000005\.ckpt is damaged"):
         run(config, folder, resume=True, quiet=True)
     path.unlink()
     assert run(config, folder, resume=True, quiet=True).rounds == ROUNDS
+    assert (folder / "round_000005 (copy).ckpt").exists()
 
 
 def test_a_run_whose_loss_is_no_number_names_its_last_checkpoint(config, tmp_path, monkeypatch):

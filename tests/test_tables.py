@@ -122,6 +122,11 @@ def test_the_command_prints_the_results_of_a_file(tmp_path, capsys):
         (["--play", "--methods", "gdqf"], "no method is called 'gdqf'; choose from "),
         (["--play", "--dataset", "mnist"], "no teacher is shipped for 'mnist'"),
         (["--results", "nowhere.json"], "there is no results file nowhere.json; make it with --play"),
+        (["--results", "."], ". is damaged or of another version of adadfq; move it away"),
+        (
+            ["--figure", "nowhere/table.html"],
+            "cannot write nowhere/table.html (No such file or directory); choose another place",
+        ),
         (["--play", "--workers", "0", "--dataset", "fashion_mnist"], "workers must be at least 1"),
     ],
 )
@@ -146,3 +151,13 @@ def test_difference_has_fewer_degrees_where_variances_differ():
     """One noisy and one exact method: only the noisy one's two degrees of freedom are left, t = 4.303."""
     found = tables.difference([80.0, 81.0, 82.0], [70.0, 70.0, 70.0])
     assert found == pytest.approx((11.0, 4.303 * (1 / 3) ** 0.5), abs=1e-3)
+
+
+def test_degrees_of_freedom_are_not_lost_to_rounding():
+    """Eight noisy values against exact ones have seven degrees of freedom, t = 2.365, though floats make 6.999999 of them."""
+    noisy = [80.0 + step for step in (0.0, 0.1, 0.3, 0.4, 0.6, 0.7, 0.9, 1.1)]
+    mean = sum(noisy) / 8
+    error = (sum((value - mean) ** 2 for value in noisy) / 7 / 8) ** 0.5
+    for scale in range(1, 40):
+        found = tables.difference([scale * value for value in noisy], [0.0, 0.0])
+        assert found is not None and found[1] == pytest.approx(2.365 * scale * error, rel=1e-9)

@@ -187,6 +187,10 @@ def test_a_damaged_or_foreign_resume_file_is_refused(folder):
         ({"data": "mnist"}, "no data set is called 'mnist'"),
         ({"batch": 97}, "batch must be from 1 to the 96 training images"),
         ({"batch": 0}, "batch must be from 1 to the 96 training images"),
+        ({"epochs": 0}, "epochs must be at least 1, not 0"),
+        ({"lr": -0.1}, "lr must be at least 0, not -0.1"),
+        ({"weight_decay": float("nan")}, "weight_decay must be at least 0, not nan"),
+        ({"threads": -1}, "threads must be at least 0, not -1"),
     ],
 )
 def test_options_without_sense_are_refused_before_training(change, reason, folder):

@@ -142,3 +142,21 @@ def test_a_status_without_measurements_can_be_drawn():
     """A run that has not played a round."""
     assert "round 0 of 5" in Status("r", "waiting", 0, 5, "warm-up").frame()
     assert Log(Path("nowhere")).new() == ([], False)
+
+
+def test_a_log_that_is_replaced_while_it_is_read_is_read_whole(folder, monkeypatch):
+    """A resumed run puts a new log in the old one's place between opening and reading: nothing of it is passed over."""
+    append(folder, line(0) + line(1))
+    log, opening = Log(folder / "records.jsonl"), Path.open
+    (folder / "new").write_text("".join(map(line, range(4))))
+
+    def open_and_replace(path, *arguments):
+        file = opening(path, *arguments)
+        os.replace(folder / "new", path)
+        return file
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", open_and_replace)
+        assert [one["round"] for one in log.new()[0]] == [0, 1]
+    found, anew = log.new()
+    assert anew and [one["round"] for one in found] == [0, 1, 2, 3]

@@ -102,6 +102,7 @@ def train(
     """
     from adadfq_lab.distributed import joined, restarted
     from adadfq_lab.recipes import override
+    from adadfq_lab.run_folders import checkpoints
     from adadfq_lab.runs import follow, run
 
     config = override(config, *changes)
@@ -116,7 +117,7 @@ def train(
         if rank:
             follow(config)
             return
-        resume = resume or (restarted() and any(folder.glob("round_*.ckpt")))
+        resume = resume or (restarted() and bool(checkpoints(folder)))
         result = run(config, folder, resume=resume, from_round=from_round)
     say(result.as_json(), f"{result.table()}\nreport: {folder / 'report.html'}", json)
 

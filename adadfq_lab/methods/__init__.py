@@ -50,8 +50,12 @@ def every_method() -> dict[str, Callable[..., Method]]:
     """METHODS, those of FILES among them, BEYOND and REFERENCES: what `make_method` knows."""
     for name in filter(None, os.environ.get(FILES, "").split(os.pathsep)):
         if name not in _read:
-            _read.add(name)
-            _read_file(Path(name))
+            _read.add(name)  # before it is read: it may ask for a method itself
+            try:
+                _read_file(Path(name))
+            except UserError:
+                _read.discard(name)
+                raise
     return METHODS | BEYOND | REFERENCES
 
 
@@ -66,7 +70,6 @@ def _read_file(path: Path) -> None:
         sys.modules[name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules[name])
     except Exception as error:  # whatever somebody's own file raises
-        _read.discard(str(path))
         raise UserError(f"{path}, which {FILES} names, cannot be loaded: {first_line(error)}") from error
     _only_here.intersection_update(before)
 
