@@ -93,7 +93,7 @@ _MODULES: dict[str, str] = {
     "Fidelity": "fidelity",
     "CHOICES": "fidelity",
     "Game": "game",
-    "Schedule": "game",
+    "Schedule": "schedule",
     "UserError": "errors",
     # whole runs
     "RunConfig": "runs",
@@ -112,7 +112,7 @@ _MODULES: dict[str, str] = {
     "export_onnx": "export",
     "verify": "verification",
     # what was played, live and before
-    "Record": "game",
+    "Record": "history",
     "History": "history",
     "Recorder": "history",
     "LiveRun": "live",

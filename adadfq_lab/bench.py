@@ -25,12 +25,13 @@ from torch import Tensor, nn
 
 from adadfq_lab.equations import BatchStatistics
 from adadfq_lab.errors import UserError
-from adadfq_lab.game import Game, Schedule
+from adadfq_lab.game import Game
 from adadfq_lab.generators import UpsampleConv2d
 from adadfq_lab.layers import QuantConv2d, QuantLayer
 from adadfq_lab.memory import peak
 from adadfq_lab.methods import Round, make_method
 from adadfq_lab.quantizer import QuantActivation
+from adadfq_lab.schedule import Schedule
 from adadfq_lab.student import quantize
 from adadfq_lab.teachers import Teacher
 
@@ -157,7 +158,7 @@ class Floor:
 
     def __init__(self, game: Game) -> None:
         self.calls: list[tuple[Tensor, Tensor, Tensor, list[Any], list[list[bool]]]] = []
-        z, y = game._draw()
+        z, y = game.draw()
         with torch.no_grad():
             x = self._record(game.generator, (z, y), [[True, True]], [[True, True]])
             self._record(game.teacher.network, (x,), [[True, False]], [[True, False]])
@@ -211,7 +212,7 @@ def relative_difference(teacher: Teacher, batch: int, bits: str) -> float:
         pass
     textbook = Textbook(game)
     state = game.random.get_state()
-    expected = textbook.round(*game._draw())
+    expected = textbook.round(*game.draw())
     game.random.set_state(state)
     record = game.round()
     pairs = [(record.terms[name], value) for name, value in expected.items()]
@@ -242,7 +243,7 @@ def bench(teacher: Teacher, *, batch: int = 16, bits: str = "3w3a", rounds: int 
     held = peak(game.device)
     difference = relative_difference(teacher, batch, bits)
     textbook, floor = Textbook(game), Floor(game)
-    fast, slow, least = _interleaved([game.round, lambda: textbook.round(*game._draw()), floor], rounds)
+    fast, slow, least = _interleaved([game.round, lambda: textbook.round(*game.draw()), floor], rounds)
     # By itself, and a round or two: a processor without bf16 arithmetic takes many times as long.
     (low,) = _interleaved([_game(teacher, batch, bits, "bf16").round], min(rounds, 2), warm=1)
     return Bench(

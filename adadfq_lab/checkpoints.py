@@ -7,7 +7,7 @@ Tensors: both players' weights and buffers, both optimizers' state, the state of
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,14 +18,12 @@ from adadfq_lab.errors import UserError, first_line
 from adadfq_lab.fidelity import Fidelity
 from adadfq_lab.fields import build
 from adadfq_lab.files import digest, load_tensors, save_tensors
-from adadfq_lab.game import Precision, Schedule
+from adadfq_lab.game import Game, Precision
 from adadfq_lab.methods import Method, make_method
+from adadfq_lab.schedule import Schedule
 from adadfq_lab.student import Student, quantize
 from adadfq_lab.student_files import quantization_from_json
 from adadfq_lab.teachers import Teacher, load_teacher
-
-if TYPE_CHECKING:
-    from adadfq_lab.game import Game
 
 
 def _optimizer_tensors(prefix: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -77,7 +75,7 @@ def quantization_json(student: Student) -> dict[str, Any]:
     return dataclasses.asdict(student.quantization) | {"bits": str(student.bits)}
 
 
-def save_game(game: "Game", path: Path) -> None:
+def save_game(game: Game, path: Path) -> None:
     """Writes `game` to `path`; see `resume_game`."""
     tensors = {f"student.{k}": v for k, v in game.student.state_dict().items()}
     tensors |= {f"generator.{k}": v for k, v in game.generator.state_dict().items()}
@@ -87,7 +85,7 @@ def save_game(game: "Game", path: Path) -> None:
     save_tensors(path, tensors, {"kind": "game"} | _description(game) | moving)
 
 
-def _description(game: "Game") -> dict[str, Any]:
+def _description(game: Game) -> dict[str, Any]:
     """What is the same in every round of a game, as JSON."""
     return {
         "seed": game.seed,
@@ -103,7 +101,7 @@ def _description(game: "Game") -> dict[str, Any]:
     }
 
 
-def same_run(a: "Game", b: "Game") -> bool:
+def same_run(a: Game, b: Game) -> bool:
     """Whether two games differ in nothing but the round they stand at and the bounds that somebody may have moved."""
     return _description(a) == _description(b)
 
@@ -115,7 +113,7 @@ def resume_game(
     method: Method | None = None,
     device: str | torch.device = "cpu",
     compile: Compile = "off",
-) -> "Game":
+) -> Game:
     """The game that `Game.save` wrote to `path`: its next round is the round the saved game would have played next.
 
     teacher: needed unless it is a shipped one; its weights must be those the game was played with
@@ -124,8 +122,6 @@ def resume_game(
 
     Raises UserError where the file is damaged or belongs to another teacher or method.
     """
-    from adadfq_lab.game import Game
-
     tensors, plain, _ = load_tensors(path)
     if plain.get("kind") != "game":
         raise UserError(f"{path} holds no game")

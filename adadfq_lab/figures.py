@@ -19,8 +19,7 @@ from torch import Tensor
 from adadfq_lab import quantizer, style
 from adadfq_lab.equations import Bounds
 from adadfq_lab.evaluation import Accuracy
-from adadfq_lab.game import Record
-from adadfq_lab.history import History, Recorder, thin
+from adadfq_lab.history import History, Record, Recorder, thin
 
 Numbers = Tensor | ArrayLike
 Floats = NDArray[np.float64]

@@ -16,8 +16,7 @@ step uses. Q learns from the images as they were before G's step, as the release
 import dataclasses
 import math
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,101 +27,22 @@ from adadfq_lab import distributed
 from adadfq_lab.allocator import keep_freed_memory
 from adadfq_lab.compiling import Compile, Forwards
 from adadfq_lab.devices import to_device
-from adadfq_lab.equations import Bounds, disagreement_entropy
+from adadfq_lab.equations import disagreement_entropy
 from adadfq_lab.errors import UserError
 from adadfq_lab.features import stages, with_features
 from adadfq_lab.fidelity import Fidelity
 from adadfq_lab.fidelity import fidelity as preset
 from adadfq_lab.generators import Generator
+from adadfq_lab.history import Record
 from adadfq_lab.methods import Method, Rates, Round
 from adadfq_lab.optimizers import Adam, backward
 from adadfq_lab.ranges import fit_ranges
+from adadfq_lab.schedule import Schedule
 from adadfq_lab.statistics import WithStatistics
 from adadfq_lab.student import Student
 from adadfq_lab.teachers import Teacher
 
 Precision = Literal["float32", "tf32", "bf16"]
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """When what happens, in rounds, and how fast.
-
-    Attributes:
-        batch: Images a round, N.
-        warmup: Rounds in which only the generator learns; the student's first step is in round `warmup`.
-        observe: Rounds, from the first, in which activation ranges are observed; then they stay. A method that optimises
-            images once and for all observes from the end of its warm-up.
-        generator_lr: Adam's learning rate for G; the method's own if not given, 1e-3 for most.
-        student_lr: The learning rate for Q; the method's own if not given, 1e-4 for most.
-        weight_decay: Of Q's parameters; the method's own if not given, 1e-4 for most.
-        milestones: Rounds at which both learning rates are multiplied by `decay`.
-        decay: That factor.
-    """
-
-    batch: int = 16
-    warmup: int = 200
-    observe: int = 400
-    generator_lr: float | None = None
-    student_lr: float | None = None
-    weight_decay: float | None = None
-    milestones: tuple[int, ...] = ()
-    decay: float = 0.1
-
-    def __post_init__(self) -> None:
-        for name in ("batch", "observe"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("warmup", "generator_lr", "student_lr", "weight_decay", "decay"):
-            value = getattr(self, name)
-            if value is not None and not value >= 0:
-                raise UserError(f"{name} must not be negative, as {value} is")
-
-    def rates(self, method: Method) -> Rates:
-        """The rates of this schedule, the method's own where it names none."""
-        named = {name: getattr(self, name) for name in ("generator_lr", "student_lr", "weight_decay")}
-        return dataclasses.replace(method.rates, **{name: rate for name, rate in named.items() if rate is not None})
-
-    def factor(self, index: int) -> float:
-        """What the learning rates are multiplied by in round `index`."""
-        return float(self.decay ** sum(index >= milestone for milestone in self.milestones))
-
-
-@dataclass(frozen=True)
-class Record:
-    """What happened in one round; tensors are detached and stay on their device.
-
-    terms:     loss terms by name, "generator.<term>" and "student.<term>", 0-dim
-    entropy:   H_info of each sample, `(N,)`, nats; h_prime: H', `(N,)`
-    agreement: share of the samples that P and Q give the same class, 0-dim, in [0, 1]
-    gain_g:    by how much G's step raised the mean disagreement log C - H_info on this batch's z and y, nats; None if not asked
-    gain_q:    by how much Q's step then changed it (it should lower it: negative), nats; 0 in the warm-up. Fig. 3
-    """
-
-    index: int
-    phase: Literal["warm-up", "play"]
-    terms: dict[str, Tensor]
-    entropy: Tensor
-    h_prime: Tensor
-    agreement: Tensor
-    bounds: Bounds
-    observing: bool
-    gain_g: Tensor | None = None
-    gain_q: Tensor | None = None
-
-    def as_json(self) -> dict[str, Any]:
-        """The record as plain numbers, for a JSON line."""
-        plain: dict[str, Any] = {"round": self.index, "phase": self.phase, "observing": self.observing}
-        plain |= {name: round(float(value), 6) for name, value in self.terms.items()}
-        plain |= {"agreement": float(self.agreement), "lower": self.bounds.lower, "upper": self.bounds.upper}
-        plain |= {
-            "entropy": [round(v, 5) for v in self.entropy.tolist()],
-            "h_prime": [round(v, 5) for v in self.h_prime.tolist()],
-        }
-        for name, gain in (("gain_g", self.gain_g), ("gain_q", self.gain_q)):
-            if gain is not None:
-                plain[name] = round(float(gain), 6)
-        return plain
 
 
 class NonFiniteError(UserError):
@@ -236,59 +156,54 @@ class Game:
 
     def round(self) -> Record:
         """Plays one round: the generator's step, then the student's."""
-        index, bounds, s = self.index, self.bounds, self.schedule
-        warm = index < s.warmup
-        self.student.observing = self.method.observes(index, s.warmup, s.observe)
-        if self.method.ranges == "fitted" and not warm:
-            self.student.stop_clipped_gradients()
+        index, warm = self.index, self.index < self.schedule.warmup
+        learns = self.method.steps_generator(index, self.schedule.warmup)  # G in this round; Q learns after the warm-up
+        probed = self.gains_every and index % self.gains_every == 0
+        self._set_observers(index)
         self.forwards.begin()
-        noise, labels = self._draw()
+        noise, labels = self.draw()
         z, y = distributed.shard(noise), distributed.shard(labels)
-        learns = self.method.steps_generator(index, s.warmup)
-        uses_student = learns and self.method.uses_student
-        try:
-            with self._autocast():
-                with torch.set_grad_enabled(learns):
-                    made = self.forwards(self.generator, z, y)
-                x = made.detach().contiguous(memory_format=torch.channels_last).requires_grad_(learns)
-                z_p, statistics, f_p = self.forwards(self.observed_teacher.look, x)
-                with torch.set_grad_enabled(uses_student or not warm), self._batch_norm(follow=True):
-                    z_q, f_q = self._look(x if uses_student else x.detach())
-            notes = self.generator.notes(noise, labels)
-            r = _whole(Round(index, x, labels, _wide(z_p), _wide(z_q), statistics, bounds, self.fidelity, f_p, f_q, notes))
+        with self._named(index):
+            with self._autocast(), torch.set_grad_enabled(learns):
+                made = self.forwards(self.generator, z, y)
+            x = made.detach().contiguous(memory_format=torch.channels_last).requires_grad_(learns)
+            r = self._look(x, noise, labels, warm=warm, learns=learns)
             terms_g = self.method.generator_loss(r) if learns else {}
             terms_q = {} if warm else self.method.student_loss(r)
             entropy, h_prime = r.entropy.detach(), r.h_prime.detach()
-        except ValueError as error:
-            self.check()  # what made these logits NaN may be a loss of an earlier round
-            if "logits must be finite" not in str(error):
-                raise
-            raise self._non_finite(index, str(error)) from error
-        gains: list[Tensor | None] = [None, None]
-        probe = self.gains_every and index % self.gains_every == 0
+        gain_g: Tensor | None = None
+        gain_q: Tensor | None = None
         if learns:
             (gradient,) = torch.autograd.grad(_total(terms_g), x, retain_graph=not warm)
             lr = self.rates.generator_lr * self.generator.rate(index)
             self._step(self.generator_optimizer, lr, index, lambda: backward(made, gradient))
-        if probe:
-            x_new, z_p_new = self._remake(z, y)
-            after_g = self._disagreement(x_new, z_p_new)
-            gains = [after_g - (math.log(self.classes) - entropy.mean()), torch.zeros_like(after_g)]
+        if probed:
+            again = self._remake(z, y)
+            after_g = self._disagreement(*again)
+            gain_g, gain_q = after_g - (math.log(self.classes) - entropy.mean()), torch.zeros_like(after_g)
         if not warm:
             gradients = torch.autograd.grad(_total(terms_q), self.student_parameters, allow_unused=True)
             self._step(self.student_optimizer, self.rates.student_lr, index, lambda: self._assign(gradients))
-            if probe:
-                gains[1] = self._disagreement(x_new, z_p_new) - after_g
+            if probed:
+                gain_q = self._disagreement(*again) - after_g
         self.index += 1
-        if self.method.ranges != "observed" and self.index == s.warmup:
+        if self.method.ranges != "observed" and self.index == self.schedule.warmup:
             self._fit_ranges()
         terms = {f"generator.{k}": v.detach() for k, v in terms_g.items()}
         terms |= {f"student.{k}": v.detach() for k, v in terms_q.items()}
         agreement = (r.teacher_logits.detach().argmax(1) == r.student_logits.detach().argmax(1)).float().mean()
         phase: Literal["warm-up", "play"] = "warm-up" if warm else "play"
-        return Record(index, phase, terms, entropy, h_prime, agreement, bounds, self.student.observing, gains[0], gains[1])
+        return Record(index, phase, terms, entropy, h_prime, agreement, r.bounds, self.student.observing, gain_g, gain_q)
 
-    def _draw(self) -> tuple[Tensor, Tensor]:
+    def _set_observers(self, index: int) -> None:
+        """Whether Q's ranges follow the batch of round `index`, and what passes where they clip."""
+        schedule = self.schedule
+        self.student.observing = self.method.observes(index, schedule.warmup, schedule.observe)
+        if self.method.ranges == "fitted" and index >= schedule.warmup:
+            self.student.stop_clipped_gradients()
+
+    def draw(self) -> tuple[Tensor, Tensor]:
+        """z and y of the whole of the next batch, where G is: `(N, latent)` and `(N,)`, or as the method has them."""
         z, y = self.method.sample(self.random, self.schedule.batch, self.generator.latent, self.classes)
         return self._placed(*self.generator.turn(self.index, z, y))
 
@@ -297,6 +212,17 @@ class Game:
         z = z.to(next(self.generator.parameters()).dtype)
         y = y.to(z.dtype) if y.is_floating_point() else y
         return to_device(z, self.device), to_device(y, self.device)
+
+    def _look(self, x: Tensor, noise: Tensor, labels: Tensor, *, warm: bool, learns: bool) -> Round:
+        """What P and Q make of the images `x`; gradients reach x through Q only where G's loss looks at Q."""
+        to_images = learns and self.method.uses_student
+        with self._autocast():
+            z_p, statistics, f_p = self.forwards(self.observed_teacher.look, x)
+            with torch.set_grad_enabled(to_images or not warm), self._batch_norm(follow=True):
+                z_q, f_q = self._student_logits(x if to_images else x.detach())
+        notes = self.generator.notes(noise, labels)
+        z_p, z_q = _wide(z_p), _wide(z_q)
+        return _whole(Round(self.index, x, labels, z_p, z_q, statistics, self.bounds, self.fidelity, f_p, f_q, notes))
 
     def _fit_ranges(self, batches: int = 8) -> None:
         """Cuts Q's ranges to fit images of G as it is now; the draws are its own, so the game's go on as they would have."""
@@ -309,7 +235,7 @@ class Game:
 
         fit_ranges(self.student, images())
 
-    def _look(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def _student_logits(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Q's logits and, where the method asks for them, its features."""
         if self._observed_student is None:
             return self.forwards(self.student, x), ()
@@ -401,6 +327,17 @@ class Game:
             if not bool(finite.all()):
                 bad = ", ".join(name for name, ok in zip(names, finite.tolist(), strict=True) if not ok)
                 raise self._non_finite(index, f"{bad} is not finite")
+
+    @contextmanager
+    def _named(self, index: int) -> Iterator[None]:
+        """Turns logits that are no numbers into the error of the round whose loss or step they come from."""
+        try:
+            yield
+        except ValueError as error:
+            self.check()  # what made these logits NaN may be a loss of an earlier round
+            if "logits must be finite" not in str(error):
+                raise
+            raise self._non_finite(index, str(error)) from error
 
     def _non_finite(self, index: int, what: str) -> NonFiniteError:
         last = f"the last good checkpoint is {self.last_checkpoint}" if self.last_checkpoint else "there is no checkpoint yet"

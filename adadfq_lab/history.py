@@ -1,4 +1,4 @@
-"""What happened in a game so far, as columns: what plots draw, recordings store and exercises read.
+"""What happened in a game: a `Record` of each round, and so far, as columns: what plots draw, recordings store, exercises read.
 
 A `Recorder` takes in the records of `Game.play`, one a round, from the thread that plays; `history()` gives whoever asks,
 from any thread, a `History` that does not change any more. Its columns, R rounds of N samples each:
@@ -16,16 +16,52 @@ import math
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from adadfq_lab.equations import Bounds
-from adadfq_lab.game import Record
 
 Column = NDArray[np.float32]
-SAMPLES = ("h_prime", "entropy")
+
+
+@dataclass(frozen=True)
+class Record:
+    """What happened in one round; tensors are detached and stay on their device.
+
+    terms:     loss terms by name, "generator.<term>" and "student.<term>", 0-dim
+    entropy:   H_info of each sample, `(N,)`, nats; h_prime: H', `(N,)`
+    agreement: share of the samples that P and Q give the same class, 0-dim, in [0, 1]
+    gain_g:    by how much G's step raised the mean disagreement log C - H_info on this batch's z and y, nats; None if not asked
+    gain_q:    by how much Q's step then changed it (it should lower it: negative), nats; 0 in the warm-up. Fig. 3
+    """
+
+    index: int
+    phase: Literal["warm-up", "play"]
+    terms: dict[str, Tensor]
+    entropy: Tensor
+    h_prime: Tensor
+    agreement: Tensor
+    bounds: Bounds
+    observing: bool
+    gain_g: Tensor | None = None
+    gain_q: Tensor | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """The record as plain numbers, for a JSON line."""
+        plain: dict[str, Any] = {"round": self.index, "phase": self.phase, "observing": self.observing}
+        plain |= {name: round(float(value), 6) for name, value in self.terms.items()}
+        plain |= {"agreement": float(self.agreement), "lower": self.bounds.lower, "upper": self.bounds.upper}
+        plain |= {
+            "entropy": [round(v, 5) for v in self.entropy.tolist()],
+            "h_prime": [round(v, 5) for v in self.h_prime.tolist()],
+        }
+        for name, gain in (("gain_g", self.gain_g), ("gain_q", self.gain_q)):
+            if gain is not None:
+                plain[name] = round(float(gain), 6)
+        return plain
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,9 @@ from typing import Any, get_type_hints
 
 from adadfq_lab.errors import UserError
 from adadfq_lab.fields import read
-from adadfq_lab.game import Schedule
 from adadfq_lab.methods import METHODS, make_method
 from adadfq_lab.runs import RunConfig, read_config
+from adadfq_lab.schedule import Schedule
 
 TEACHERS = {
     "cifar10-resnet20": "pytorchcv:resnet20_cifar10",

@@ -31,9 +31,10 @@ from adadfq_lab.equations import Bounds, disagreement_entropy, normalized_entrop
 from adadfq_lab.errors import UserError
 from adadfq_lab.fidelity import fidelity
 from adadfq_lab.files import write_atomically
-from adadfq_lab.game import Game, Schedule
+from adadfq_lab.game import Game
 from adadfq_lab.history import Column, History, Mark, Recorder
 from adadfq_lab.methods import make_method
+from adadfq_lab.schedule import Schedule
 from adadfq_lab.student import Student, quantize
 from adadfq_lab.teachers import load_teacher
 

@@ -14,7 +14,7 @@ from adadfq_lab.errors import UserError
 from adadfq_lab.evaluation import Accuracy
 from adadfq_lab.fields import build
 from adadfq_lab.files import write_atomically
-from adadfq_lab.game import Record
+from adadfq_lab.history import Record
 
 
 class RecordLog:

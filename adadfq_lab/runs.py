@@ -37,12 +37,14 @@ from adadfq_lab.evaluation import Accuracy, accuracy
 from adadfq_lab.fidelity import fidelity
 from adadfq_lab.fields import build
 from adadfq_lab.files import write_atomically
-from adadfq_lab.game import Game, Precision, Record, Schedule
+from adadfq_lab.game import Game, Precision
+from adadfq_lab.history import Record
 from adadfq_lab.interrupts import interrupts_wait
 from adadfq_lab.memory import offer, out_of_memory
 from adadfq_lab.methods import make_method
 from adadfq_lab.records import RecordLog
 from adadfq_lab.run_folders import checkpoints, full_disk, resumed, save_checkpoint
+from adadfq_lab.schedule import Schedule
 from adadfq_lab.student import Student, quantize
 from adadfq_lab.student_files import save_student
 from adadfq_lab.teachers import Teacher, load_teacher

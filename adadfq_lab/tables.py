@@ -23,9 +23,9 @@ from adadfq_lab.data import stub_path
 from adadfq_lab.errors import UserError
 from adadfq_lab.fields import build
 from adadfq_lab.files import write_asked_for
-from adadfq_lab.game import Schedule
 from adadfq_lab.methods import every_method, make_method
 from adadfq_lab.runs import RunConfig, read_config
+from adadfq_lab.schedule import Schedule
 
 
 @dataclass(frozen=True)

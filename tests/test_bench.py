@@ -104,7 +104,7 @@ def test_the_floor_is_the_convolutions_of_a_round():
     floor = convolutions(Floor(game))
     assert floor[0] == by_hand()
     assert convolutions(game.round) == floor
-    textbook = convolutions(lambda: Textbook(game).round(*game._draw()))
+    textbook = convolutions(lambda: Textbook(game).round(*game.draw()))
     assert all(more > least for more, least in zip(textbook, floor, strict=True))
 
 

@@ -58,7 +58,7 @@ def test_p_and_q_are_looked_at_in_the_same_places(generator):
     places = game.observed_teacher.stages
     seen: list[Tensor] = []
     hooks = [game.student.activations()[p].register_forward_hook(lambda _, args, out: seen.append(out)) for p in places]
-    logits, maps = game._look(x)
+    logits, maps = game._student_logits(x)
     for hook in hooks:
         hook.remove()
     assert all(torch.equal(a, b) for a, b in zip(maps, seen, strict=True))

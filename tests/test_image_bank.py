@@ -118,7 +118,7 @@ def test_every_round_of_the_warm_up_sees_the_whole_bench():
     bank = game.generator
     for t in range(WARMUP):
         game.index = t
-        z, y = game._draw()
+        z, y = game.draw()
         k = t // 6
         chosen = bank.choose(z, y)
         assert chosen.tolist() == list(range(6 * k, 6 * k + 6))

@@ -1,0 +1,51 @@
+"""When what happens in a game, and how fast: the part of a configuration that every run, recipe and table has."""
+
+import dataclasses
+from dataclasses import dataclass
+
+from adadfq_lab.errors import UserError
+from adadfq_lab.methods import Method, Rates
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When what happens, in rounds, and how fast.
+
+    Attributes:
+        batch: Images a round, N.
+        warmup: Rounds in which only the generator learns; the student's first step is in round `warmup`.
+        observe: Rounds, from the first, in which activation ranges are observed; then they stay. A method that optimises
+            images once and for all observes from the end of its warm-up.
+        generator_lr: Adam's learning rate for G; the method's own if not given, 1e-3 for most.
+        student_lr: The learning rate for Q; the method's own if not given, 1e-4 for most.
+        weight_decay: Of Q's parameters; the method's own if not given, 1e-4 for most.
+        milestones: Rounds at which both learning rates are multiplied by `decay`.
+        decay: That factor.
+    """
+
+    batch: int = 16
+    warmup: int = 200
+    observe: int = 400
+    generator_lr: float | None = None
+    student_lr: float | None = None
+    weight_decay: float | None = None
+    milestones: tuple[int, ...] = ()
+    decay: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "observe"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("warmup", "generator_lr", "student_lr", "weight_decay", "decay"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise UserError(f"{name} must not be negative, as {value} is")
+
+    def rates(self, method: Method) -> Rates:
+        """The rates of this schedule, the method's own where it names none."""
+        named = {name: getattr(self, name) for name in ("generator_lr", "student_lr", "weight_decay")}
+        return dataclasses.replace(method.rates, **{name: rate for name, rate in named.items() if rate is not None})
+
+    def factor(self, index: int) -> float:
+        """What the learning rates are multiplied by in round `index`."""
+        return float(self.decay ** sum(index >= milestone for milestone in self.milestones))
