@@ -28,10 +28,10 @@ from adadfq_lab.packing import pack
 from adadfq_lab.recordings import TEACHER, load_population, load_recording
 from adadfq_lab.student import quantize
 from adadfq_lab.style import BLUE, GREEN, GREY, ORANGE, PLAYER, PLAYER_DASH, PURPLE, TEXT, VERMILLION
-from adadfq_lab.svg import Bars, Line, Panel, Rule, chart
+from adadfq_lab.svg import Bars, Line, Panel, Rule, chart, montage
 from adadfq_lab.tables import PAPER, difference, read_rows, shipped_results, summaries
 from adadfq_lab.teachers import load_teacher
-from adadfq_lab.widgets import band_text, montage
+from adadfq_lab.widgets import band_text
 from adadfq_lab.zoo import build_network
 
 ROOT = Path(__file__).parents[1]

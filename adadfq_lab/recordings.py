@@ -22,13 +22,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from adadfq_lab.data import ImageSet, load_data, stub_path
 from adadfq_lab.equations import Bounds, disagreement_entropy, normalized_entropy
 from adadfq_lab.errors import UserError
+from adadfq_lab.evaluation import probe
 from adadfq_lab.fidelity import fidelity
 from adadfq_lab.files import write_atomically
 from adadfq_lab.game import Game
@@ -196,34 +196,7 @@ def load_similarity() -> dict[str, Column]:
     return {name: values.astype(np.float32) for name, values in arrays.items()}
 
 
-# Measuring
-
-
-@torch.no_grad()
-def probe(game: Game, data: ImageSet, *, generated: int = 64) -> dict[str, float]:
-    """How good Q is now, changing nothing: on `data` and on generated images it has not been trained on.
-
-    test.accuracy: top-1 on `data`, percent; test.loss: its cross-entropy there, nats; test.agreement: share of `data` on
-    which Q says what P says; train.loss: its cross-entropy with the classes asked of G, on `generated` images of G, nats
-    """
-    with game.student.frozen():
-        logits, teacher_logits = [], []
-        for images, _ in data.batches(100):
-            x = game.teacher.normalize(images)
-            logits.append(game.student(x))
-            teacher_logits.append(game.teacher(x))
-        z_q, z_p = torch.cat(logits), torch.cat(teacher_logits)
-        labels = data.labels.to(z_q.device)
-        y = (torch.arange(generated) % game.classes).to(game.device)
-        batches = y.split(game.schedule.batch)
-        made = torch.cat([game.student(game.generate(one, seed=i)) for i, one in enumerate(batches)])
-    predicted = z_q.argmax(1)
-    return {
-        "test.accuracy": 100 * float((predicted == labels).float().mean()),
-        "test.loss": float(F.cross_entropy(z_q, labels)),
-        "test.agreement": float((predicted == z_p.argmax(1)).float().mean()),
-        "train.loss": float(F.cross_entropy(made, y)),
-    }
+# Recording
 
 
 def sample_images(game: Game, *, seed: int = 0) -> Images:
@@ -232,9 +205,6 @@ def sample_images(game: Game, *, seed: int = 0) -> Images:
     images = game.teacher.denormalize(game.generate(labels, seed=seed))[: game.classes]
     pixels = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).squeeze(-1)
     return np.ascontiguousarray(pixels.cpu().numpy())
-
-
-# Recording
 
 
 def play_and_record(game: Game, rounds: int, data: ImageSet, *, evaluate_every: int = 30) -> Recording:

@@ -274,6 +274,17 @@ def _line(line: Line, sx: Any, sy: Any, ys: tuple[float, float]) -> str:
     return f'<path d="{"".join(path)}" {look}/>' + (dots if line.dots else "")
 
 
+def montage(images: NDArray[np.uint8], gap: int = 2) -> NDArray[np.uint8]:
+    """Images (rows, columns, H, W) or (..., 3) of uint8 side by side, `gap` grey pixels apart."""
+    rows, columns, height, width = images.shape[:4]
+    page = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, *images.shape[4:]), 128, np.uint8)
+    for i in range(rows):
+        for j in range(columns):
+            top, left = i * (height + gap), j * (width + gap)
+            page[top : top + height, left : left + width] = images[i, j]
+    return page
+
+
 def image(pixels: NDArray[np.uint8], *, alt: str, scale: int = 3) -> str:
     """An `<img>` of uint8 pixels (H, W) or (H, W, 3), each `scale` screen pixels wide, as PNG within the text."""
     from PIL import Image

@@ -8,21 +8,19 @@
     error_bound_explorer()   Eq. (17), with everything it leaves open as a slider
     method_explorer(...)     what each method's losses pull at, on one batch
 
-Each returns a `Control`; `control.inputs["bits"].value = 4` is what dragging does. They work with ipywidgets 7.7 and 8, need no
-JavaScript of their own and can all be reached by keyboard.
+Each returns a `Control`; `control.inputs["bits"].value = 4` is what dragging does.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from html import escape
-from importlib import import_module
 from typing import Any
 
 import numpy as np
 import torch
 
-from adadfq_lab import live_views, svg
+from adadfq_lab import controls, live_views, svg
 from adadfq_lab.comparison import Comparison, Look, Player, ideas
+from adadfq_lab.controls import Control
 from adadfq_lab.equations import Bounds, adaptability, disagreement_entropy, hinge, normalized_entropy, p_ds
 from adadfq_lab.errors import UserError
 from adadfq_lab.history import Column, History
@@ -33,56 +31,7 @@ from adadfq_lab.style import BLUE, BOUND_COLOUR, BOUND_DASH, GREEN, GREY, INSIDE
 from adadfq_lab.svg import Bars, Line, Panel, Rule, chart
 from adadfq_lab.theory import decompose_bound
 
-WIDE = {"width": "95%", "max_width": "640px"}
-STYLE = {"description_width": "130px"}
 GALLERY = ("adadfq_3w3a", "adadfq_5w5a", "gdfq_3w3a", "gdfq_5w5a")
-
-
-@dataclass
-class Control:
-    """A box of widgets. inputs: its sliders and buttons by name; output: the HTML widget they redraw; state: what it shows."""
-
-    box: Any
-    inputs: dict[str, Any]
-    output: Any
-    state: dict[str, Any] = field(default_factory=dict)
-
-    def _ipython_display_(self) -> None:
-        import_module("IPython.display").display(self.box)
-
-
-def _widgets() -> Any:
-    return import_module("ipywidgets")
-
-
-def _control(title: str, inputs: Mapping[str, Any], draw: Callable[[], str], after: Sequence[Any] = ()) -> Control:
-    """Stacks the inputs over an HTML widget that shows `draw()`, now and after every change of an input."""
-    w = _widgets()
-    output = w.HTML(layout={"width": "100%"})
-    heading = w.HTML(f"<strong>{escape(title)}</strong>")
-    control = Control(w.VBox([heading, *inputs.values(), output, *after]), dict(inputs), output)
-
-    def redraw(_: Any = None) -> None:
-        output.value = draw()
-
-    for one in inputs.values():
-        one.observe(redraw, names="value")
-    redraw()
-    return control
-
-
-def _toggle(name: str, options: Sequence[Any], value: Any) -> Any:
-    return _widgets().ToggleButtons(
-        options=options, value=value, description=name, style={**STYLE, "button_width": "auto"}, layout=WIDE
-    )
-
-
-def _slider(name: str, value: float, low: float, high: float, step: float, **more: Any) -> Any:
-    w = _widgets()
-    kind = w.IntSlider if isinstance(step, int) else w.FloatSlider
-    settings = {"value": value, "min": low, "max": high, "step": step, "description": name, "style": STYLE, "layout": WIDE}
-    return kind(**settings | {"continuous_update": False} | more)
-
 
 # 1. The band
 
@@ -136,16 +85,16 @@ def bounds_explorer(
     Without `run` the samples are recorded ones and a toggle chooses the bits of Q. With a run the slider sets the game's bounds
     from its next round on, and the histogram shows the last samples as they come.
     """
-    w = _widgets()
+    w = controls.ipywidgets()
     start = bounds or (run.game.bounds if run is not None else Bounds())
     slider = w.FloatRangeSlider(
         value=(start.lower, start.upper), min=0, max=1, step=0.05, description="λ_l and λ_u", readout_format=".2f",
-        continuous_update=False, style=STYLE, layout=WIDE,
+        continuous_update=False, style=controls.STYLE, layout=controls.WIDE,
     )  # fmt: skip
     inputs: dict[str, Any] = {"bounds": slider}
     if run is None:
         people = population or load_population()
-        inputs["bits"] = _toggle("bits of Q", sorted(people.student_logits), bits)
+        inputs["bits"] = controls.toggle("bits of Q", sorted(people.student_logits), bits)
 
         def samples() -> Column:
             return people.h_prime(inputs["bits"].value)
@@ -170,9 +119,9 @@ def bounds_explorer(
         h_prime = samples()
         if not len(h_prime):
             return "<p>No round has been played yet.</p>"
-        return band_chart(h_prime, now, title()) + f'<p role="status" aria-live="polite">{escape(band_text(h_prime, now))}</p>'
+        return band_chart(h_prime, now, title()) + controls.status(band_text(h_prime, now))
 
-    control = _control("Bounds explorer", inputs, draw)
+    control = controls.control("Bounds explorer", inputs, draw)
     if run is not None:
 
         def redraw(_: History) -> None:
@@ -195,7 +144,8 @@ def logit_playground(z_p: Sequence[float] = (3.0, 0.0, 0.0), z_q: Sequence[float
     names = [f"{player}, class {c}" for player in ("z_p", "z_q") for c in range(len(z_p))]
     values = [*z_p, *z_q]
     inputs = {
-        name: _slider(name, value, -6.0, 6.0, 0.5, continuous_update=True) for name, value in zip(names, values, strict=True)
+        name: controls.slider(name, value, -6.0, 6.0, 0.5, continuous_update=True)
+        for name, value in zip(names, values, strict=True)
     }
 
     def draw() -> str:
@@ -230,9 +180,9 @@ def logit_playground(z_p: Sequence[float] = (3.0, 0.0, 0.0), z_q: Sequence[float
                 y_range=(0, 1.05),
             ),
         ]
-        return chart(panels, alt=words) + f'<p role="status" aria-live="polite">{words}</p>'
+        return chart(panels, alt=words) + controls.status(words)
 
-    return _control("Logit playground", inputs, draw)
+    return controls.control("Logit playground", inputs, draw)
 
 
 # 3. The quantizer
@@ -240,8 +190,8 @@ def logit_playground(z_p: Sequence[float] = (3.0, 0.0, 0.0), z_q: Sequence[float
 
 def quantizer_staircase(low: float = -0.6, high: float = 1.0) -> Control:
     """x against its fake-quantised value over [low, high], with the grid's scale and zero point. Eq. (18)."""
-    inputs = {"bits": _slider("bits", 3, 2, 8, 1, continuous_update=True)}
-    inputs["zero_point"] = _toggle("zero point", [("integer", "rounded"), ("real, as in Eq. (18)", "real")], "rounded")
+    inputs = {"bits": controls.slider("bits", 3, 2, 8, 1, continuous_update=True)}
+    inputs["zero_point"] = controls.toggle("zero point", [("integer", "rounded"), ("real, as in Eq. (18)", "real")], "rounded")
     x = torch.linspace(low - 0.25 * (high - low), high + 0.25 * (high - low), 801)
 
     def draw() -> str:
@@ -266,23 +216,12 @@ def quantizer_staircase(low: float = -0.6, high: float = 1.0) -> Control:
             ),
             Panel("The error", "x", "error", [Line("", x, y - x, PLAYER["Q"])], rules=ends),
         ]
-        return chart(panels, alt=words) + f'<p role="status" aria-live="polite">{words}</p>'
+        return chart(panels, alt=words) + controls.status(words)
 
-    return _control("Quantizer staircase", inputs, draw)
+    return controls.control("Quantizer staircase", inputs, draw)
 
 
 # 4. Images
-
-
-def montage(images: np.ndarray, gap: int = 2) -> np.ndarray:
-    """Images (rows, columns, H, W) or (..., 3) of uint8 side by side, `gap` grey pixels apart."""
-    rows, columns, height, width = images.shape[:4]
-    page = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, *images.shape[4:]), 128, np.uint8)
-    for i in range(rows):
-        for j in range(columns):
-            top, left = i * (height + gap), j * (width + gap)
-            page[top : top + height, left : left + width] = images[i, j]
-    return page
 
 
 def sample_gallery(recordings: Sequence[str | Recording] = GALLERY, classes: Sequence[str] = ()) -> Control:
@@ -299,11 +238,11 @@ def sample_gallery(recordings: Sequence[str | Recording] = GALLERY, classes: Seq
         classes = FASHION_CLASSES
     labels = [(f"{one.meta.get('method', one.name)} {one.meta.get('bits', '')}".strip(), i) for i, one in enumerate(loaded)]
     longest = max(len(one.image_rounds) for one in loaded)
-    inputs = {"run": _toggle("run", labels, 0)}
-    inputs["step"] = _slider("snapshot", longest - 1, 0, longest - 1, 1, continuous_update=True, readout=False)
-    inputs["class"] = _widgets().Dropdown(
+    inputs = {"run": controls.toggle("run", labels, 0)}
+    inputs["step"] = controls.slider("snapshot", longest - 1, 0, longest - 1, 1, continuous_update=True, readout=False)
+    inputs["class"] = controls.ipywidgets().Dropdown(
         options=[("all classes, one round", -1), *((name, i) for i, name in enumerate(classes))],
-        value=-1, description="class", style=STYLE, layout=WIDE,
+        value=-1, description="class", style=controls.STYLE, layout=controls.WIDE,
     )  # fmt: skip
 
     def draw() -> str:
@@ -312,13 +251,13 @@ def sample_gallery(recordings: Sequence[str | Recording] = GALLERY, classes: Seq
         if chosen >= 0:
             rounds = ", ".join(map(str, one.image_rounds))
             words = f"{classes[chosen]}, as imagined after {rounds} rounds, from left to right"
-            return svg.image(montage(one.images[None, :, chosen]), alt=words) + f"<p>{escape(words)}</p>"
+            return svg.image(svg.montage(one.images[None, :, chosen]), alt=words) + f"<p>{escape(words)}</p>"
         names = ", ".join(classes)
         words = f"one image of each class after {one.image_rounds[step]} rounds: {names}"
         rows = one.images[step].reshape(2, -1, *one.images.shape[2:])
-        return svg.image(montage(rows), alt=words) + f"<p>{escape(words)}</p>"
+        return svg.image(svg.montage(rows), alt=words) + f"<p>{escape(words)}</p>"
 
-    return _control("What G imagines", inputs, draw)
+    return controls.control("What G imagines", inputs, draw)
 
 
 # 5. Runs that were played before
@@ -326,18 +265,18 @@ def sample_gallery(recordings: Sequence[str | Recording] = GALLERY, classes: Seq
 
 def replay(recording: str | Recording = "adadfq_3w3a", *, step: int = 5) -> Control:
     """The figure of a live run, of a recorded one: press play, or drag to a round."""
-    w = _widgets()
+    w = controls.ipywidgets()
     one = recording if isinstance(recording, Recording) else load_recording(recording)
     last = len(one.history)
     play = w.Play(value=last, min=1, max=last, step=step, interval=400, description="play")
-    slider = _slider("rounds played", last, 1, last, 1, continuous_update=True)
+    slider = controls.slider("rounds played", last, 1, last, 1, continuous_update=True)
     w.jslink((play, "value"), (slider, "value"))
 
     def draw() -> str:
         return live_views.svg(one.history.upto(slider.value), 80)
 
     facts = f"{one.meta.get('method', one.name)} {one.meta.get('bits', '')}, {last} rounds on {one.meta.get('teacher', '?')}"
-    control = _control(f"Recorded run: {facts}", {"rounds": slider}, draw)
+    control = controls.control(f"Recorded run: {facts}", {"rounds": slider}, draw)
     control.box.children = (control.box.children[0], play, *control.box.children[1:])
     control.inputs["play"] = play
     return control
@@ -349,10 +288,10 @@ def replay(recording: str | Recording = "adadfq_3w3a", *, step: int = 5) -> Cont
 def error_bound_explorer() -> Control:
     """Eq. (17) over the number of samples: capacities, rates and approximation errors as sliders, all constants 1."""
     inputs = {
-        "capacity_q": _slider("|F_q|, capacity of Q", 8.0, 0.0, 20.0, 0.5, continuous_update=True),
-        "rate_qp": _slider("α_qp, rate of Q", 0.6, 0.5, 1.0, 0.05, continuous_update=True),
-        "epsilon_qp": _slider("ε_qp, Q cannot follow P", 0.1, 0.0, 0.5, 0.02, continuous_update=True),
-        "n": _slider("log10 n, samples", 4.0, 1.0, 6.0, 0.1, continuous_update=True),
+        "capacity_q": controls.slider("|F_q|, capacity of Q", 8.0, 0.0, 20.0, 0.5, continuous_update=True),
+        "rate_qp": controls.slider("α_qp, rate of Q", 0.6, 0.5, 1.0, 0.05, continuous_update=True),
+        "epsilon_qp": controls.slider("ε_qp, Q cannot follow P", 0.1, 0.0, 0.5, 0.02, continuous_update=True),
+        "n": controls.slider("log10 n, samples", 4.0, 1.0, 6.0, 0.1, continuous_update=True),
     }
     n = np.logspace(1, 6, 101)
 
@@ -371,9 +310,9 @@ def error_bound_explorer() -> Control:
         ]
         here_rule = [Rule(inputs["n"].value, "n", GREY)]
         panel = Panel("Eq. (17)", "log10 n", "R(f_q) − R(f_r) is at most", lines, rules=here_rule, y_range=(0, 1.5))
-        return chart([panel], alt=words, width=560, height=300) + f'<p role="status" aria-live="polite">{words}</p>'
+        return chart([panel], alt=words, width=560, height=300) + controls.status(words)
 
-    return _control("The bound of Eq. (17)", inputs, draw)
+    return controls.control("The bound of Eq. (17)", inputs, draw)
 
 
 # 7. Methods side by side
@@ -383,9 +322,11 @@ def method_explorer(comparisons: Mapping[str, Comparison]) -> Control:
     """What pulls at an image of G and at the logits of Q, by method; comparisons of the same methods by what was varied."""
     told = ideas()
     first = next(iter(comparisons.values()))
-    inputs = {"method": _toggle("method", [(look.name, key) for key, look in first.looks.items()], next(iter(first.looks)))}
+    inputs = {
+        "method": controls.toggle("method", [(look.name, key) for key, look in first.looks.items()], next(iter(first.looks)))
+    }
     if len(comparisons) > 1:
-        inputs["case"] = _toggle("losses", list(comparisons), next(iter(comparisons)))
+        inputs["case"] = controls.toggle("losses", list(comparisons), next(iter(comparisons)))
 
     def draw() -> str:
         key, case = inputs["method"].value, inputs["case"].value if "case" in inputs else next(iter(comparisons))
@@ -393,13 +334,9 @@ def method_explorer(comparisons: Mapping[str, Comparison]) -> Control:
         words = " ".join(_pulls(look, player) for player in ("generator", "student"))
         panels = [_pull_panel(look, "generator", "an image of G"), _pull_panel(look, "student", "a logit of Q")]
         idea = f"<p><strong>{escape(look.name)}</strong>: {escape(told.get(key, ''))}</p>"
-        return (
-            idea
-            + chart(panels, alt=f"{look.name}, {case}. {words}")
-            + f'<p role="status" aria-live="polite">{escape(words)}</p>'
-        )
+        return idea + chart(panels, alt=f"{look.name}, {case}. {words}") + controls.status(words)
 
-    return _control("Methods side by side, on one batch", inputs, draw)
+    return controls.control("Methods side by side, on one batch", inputs, draw)
 
 
 def _pull_panel(look: Look, player: Player, at: str) -> Panel:

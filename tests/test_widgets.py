@@ -11,7 +11,7 @@ import torch
 from games_for_tests import tiny_game
 
 import adadfq_lab as lab
-from adadfq_lab import live, widgets
+from adadfq_lab import live, svg, widgets
 from adadfq_lab.equations import Bounds
 from adadfq_lab.errors import UserError
 from adadfq_lab.live import LiveRun
@@ -152,7 +152,7 @@ def test_the_staircase_has_so_many_steps():
 def test_the_montage_is_its_images():
     """Images stand where they belong, a gap apart."""
     images = np.arange(2 * 3 * 4 * 5, dtype=np.uint8).reshape(2, 3, 4, 5)
-    page = widgets.montage(images, gap=1)
+    page = svg.montage(images, gap=1)
     assert page.shape == (2 * 5 - 1, 3 * 6 - 1)
     assert np.array_equal(page[5:9, 6:11], images[1, 1])
     assert (page[4] == 128).all()

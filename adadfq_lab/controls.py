@@ -1,0 +1,66 @@
+"""What every widget of the course is: a box of labelled inputs over a chart that is drawn again when one of them changes.
+
+They work with ipywidgets 7.7 and 8, need no JavaScript of their own and can all be reached by keyboard.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from importlib import import_module
+from typing import Any
+
+WIDE = {"width": "95%", "max_width": "640px"}
+STYLE = {"description_width": "130px"}
+
+
+@dataclass
+class Control:
+    """A box of widgets. inputs: its sliders and buttons by name; output: the HTML widget they redraw."""
+
+    box: Any
+    inputs: dict[str, Any]
+    output: Any
+
+    def _ipython_display_(self) -> None:
+        import_module("IPython.display").display(self.box)
+
+
+def ipywidgets() -> Any:
+    """The package, imported when a widget is made: it is an extra's."""
+    return import_module("ipywidgets")
+
+
+def control(title: str, inputs: Mapping[str, Any], draw: Callable[[], str]) -> Control:
+    """Stacks the inputs over an HTML widget that shows `draw()`, now and after every change of an input."""
+    w = ipywidgets()
+    output = w.HTML(layout={"width": "100%"})
+    heading = w.HTML(f"<strong>{escape(title)}</strong>")
+    made = Control(w.VBox([heading, *inputs.values(), output]), dict(inputs), output)
+
+    def redraw(_: Any = None) -> None:
+        output.value = draw()
+
+    for one in inputs.values():
+        one.observe(redraw, names="value")
+    redraw()
+    return made
+
+
+def toggle(name: str, options: Sequence[Any], value: Any) -> Any:
+    """Buttons of which one is pressed; `options` as ipywidgets has them: values, or (label, value) pairs."""
+    return ipywidgets().ToggleButtons(
+        options=options, value=value, description=name, style={**STYLE, "button_width": "auto"}, layout=WIDE
+    )
+
+
+def slider(name: str, value: float, low: float, high: float, step: float, **more: Any) -> Any:
+    """A slider of whole numbers where `step` is one, else of reals; without `more` it tells its value when it is let go."""
+    w = ipywidgets()
+    kind = w.IntSlider if isinstance(step, int) else w.FloatSlider
+    settings = {"value": value, "min": low, "max": high, "step": step, "description": name, "style": STYLE, "layout": WIDE}
+    return kind(**settings | {"continuous_update": False} | more)
+
+
+def status(words: str) -> str:
+    """`words` as a paragraph that screen readers read out when it changes."""
+    return f'<p role="status" aria-live="polite">{escape(words)}</p>'
