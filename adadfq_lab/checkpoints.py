@@ -21,8 +21,8 @@ from adadfq_lab.files import digest, load_tensors, save_tensors
 from adadfq_lab.game import Game, Precision
 from adadfq_lab.methods import Method, make_method
 from adadfq_lab.schedule import Schedule
-from adadfq_lab.student import Student, quantize
-from adadfq_lab.student_files import quantization_from_json
+from adadfq_lab.student import quantize
+from adadfq_lab.student_files import quantization_from_json, quantization_json
 from adadfq_lab.teachers import Teacher, load_teacher
 
 
@@ -68,11 +68,6 @@ class _Meta:
     quantization: dict[str, Any]
     precision: Precision
     gains_every: int
-
-
-def quantization_json(student: Student) -> dict[str, Any]:
-    """The student's quantization as JSON; `quantize(P, **json)` makes its like."""
-    return dataclasses.asdict(student.quantization) | {"bits": str(student.bits)}
 
 
 def save_game(game: Game, path: Path) -> None:

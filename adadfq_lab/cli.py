@@ -25,9 +25,9 @@ from adadfq_lab.teachers import load_teacher
 
 def methods(json: Json = False) -> None:
     """List the methods and the idea of each; last, what goes beyond the paper and what methods are measured against."""
-    from adadfq_lab.methods import every_method
+    from adadfq_lab.methods import description, every_method
 
-    rows = {name: (sys.modules[make.__module__].__doc__ or "").split("\n")[0] for name, make in every_method().items()}
+    rows = {name: description(make) for name, make in every_method().items()}
     say(rows, "\n".join(f"{name:10} {idea.split(': ', 1)[-1]}" for name, idea in rows.items()), json)
 
 

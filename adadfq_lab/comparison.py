@@ -6,7 +6,6 @@ is the gradient it sends, and what a loss looks at is found by changing it.
 """
 
 import copy
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from html import escape
@@ -19,7 +18,7 @@ from adadfq_lab.equations import BatchStatistics
 from adadfq_lab.fidelity import Fidelity
 from adadfq_lab.game import Game
 from adadfq_lab.generators import Generator
-from adadfq_lab.methods import METHODS, Method, Round, Terms, make_method
+from adadfq_lab.methods import METHODS, Method, Round, Terms, description, make_method
 from adadfq_lab.schedule import Schedule
 from adadfq_lab.student import Student
 from adadfq_lab.teachers import Teacher
@@ -90,13 +89,8 @@ class Comparison:
 
 
 def ideas() -> dict[str, str]:
-    """What each registered method does, in a sentence: the first line of the module that makes it, or of its function."""
-    found = {}
-    for name, make in METHODS.items():
-        module = sys.modules.get(make.__module__)
-        told = make.__doc__ if module is None or module.__name__ == "__main__" else module.__doc__
-        found[name] = (told or "no description").strip().split("\n")[0].split(": ", 1)[-1]
-    return found
+    """What each registered method does, in a sentence without its name: see `methods.description`."""
+    return {name: description(make).split(": ", 1)[-1] for name, make in METHODS.items()}
 
 
 def compare_methods(

@@ -1,7 +1,6 @@
 """The graded exercises of notebooks 00 to 03: disagreement, the quantizer, imagined data."""
 
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -122,12 +121,6 @@ def _value_and_gradient(function: Function, x: Tensor) -> tuple[Tensor, Tensor]:
     return out.detach(), gradient
 
 
-def _bars(case: Case, theirs: Any, expected: Any) -> Any:
-    from adadfq_lab.figures import yours_against_expected
-
-    return yours_against_expected(theirs, expected)
-
-
 def _no_floor(entropy: Tensor, num_classes: int) -> Tensor:
     return entropy / math.log(num_classes)
 
@@ -165,7 +158,7 @@ FOUNDATIONS = (
             ),
             Mistake(lambda p, q: torch.softmax(p + q, -1), "This is p_as of Eq. (7), where P and Q agree."),
         ),
-        plot=_bars,
+        plot=True,
     ),
     Exercise(
         "entropy",
@@ -184,7 +177,7 @@ FOUNDATIONS = (
                 lambda p: -(p * torch.where(p == 0, 1, p).log()).sum(), "This is one number for all; one for each sample, (N,)."
             ),
         ),
-        plot=_bars,
+        plot=True,
     ),
     Exercise(
         "normalized_entropy",
@@ -200,7 +193,7 @@ FOUNDATIONS = (
                 "This is the adaptability H_nor = 1 - H'; what is asked for is H'.",
             ),
         ),
-        plot=_bars,
+        plot=True,
     ),
     Exercise(
         "fitting_risk",
@@ -273,7 +266,7 @@ FOUNDATIONS = (
                 "The largest code is 2^(n-1) - 1: with 2^(n-1) there would be 2^n + 1 codes.",
             ),
         ),
-        plot=_bars,
+        plot=True,
     ),
     Exercise(
         "round_ste",

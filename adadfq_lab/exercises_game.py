@@ -1,7 +1,6 @@
 """The graded exercises of notebooks 04 to 07: the game, two kinds of sample, the band, the bound."""
 
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -93,12 +92,6 @@ def error_bound(n: float, c_q: float, rate_q: float, eps_q: float, c_p: float, r
 def estimation_error(capacity: float, n: float, rate: float) -> float:
     """capacity / n^rate."""
     return float(theory.estimation_error(capacity, n, rate))
-
-
-def _bars(case: Case, theirs: Any, expected: Any) -> Any:
-    from adadfq_lab.figures import yours_against_expected
-
-    return yours_against_expected(theirs, expected)
 
 
 GAME = (
@@ -213,7 +206,7 @@ GAME = (
             Mistake(lambda h, b: torch.relu(h - b.upper), "Only the upper bound was looked at."),
             Mistake(lambda h, b: equations.hinge(h, b).mean(), "This is the mean; asked for is one number a sample, (N,)."),
         ),
-        plot=_bars,
+        plot=True,
     ),
     Exercise(
         "hinge_slope",
@@ -230,7 +223,7 @@ GAME = (
                 lambda h, b: equations.hinge(h, b), "This is the hinge itself; its slope is the same however far off H' is."
             ),
         ),
-        plot=_bars,
+        plot=True,
     ),
     Exercise(
         "generator_objective",

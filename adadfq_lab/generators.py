@@ -86,7 +86,8 @@ class Generator(nn.Module):
         return {}
 
 
-def _base(shape: tuple[int, int, int]) -> tuple[int, int]:
+def quarter(shape: tuple[int, int, int]) -> tuple[int, int]:
+    """(H/4, W/4) of images (C, H, W): the map that a generator doubles twice. Raises UserError where sides do not divide."""
     _, height, width = shape
     if height % 4 or width % 4:
         raise UserError(f"the generator doubles its map twice, so images of {height}x{width} must have sides divisible by 4")
@@ -102,7 +103,7 @@ class LabelGenerator(Generator):
     def __init__(self, classes: int, shape: tuple[int, int, int], *, latent: int = 100, eps: float = 1e-5) -> None:
         super().__init__()
         self.latent = latent
-        self.base = _base(shape)
+        self.base = quarter(shape)
         self.label: nn.Module = nn.Embedding(classes, latent)
         self.linear = nn.Linear(latent, 128 * self.base[0] * self.base[1])
         self.norm0 = nn.BatchNorm2d(128)
@@ -140,7 +141,7 @@ class ClassNormGenerator(Generator):
     def __init__(self, classes: int, shape: tuple[int, int, int], *, latent: int = 100, eps: float = 1e-5) -> None:
         super().__init__()
         self.latent = latent
-        self.base = _base(shape)
+        self.base = quarter(shape)
         self.linear = nn.Linear(latent, 128 * self.base[0] * self.base[1])
         self.norm0 = ConditionalBatchNorm2d(128, classes, 1e-5)
         self.up1, self.norm1 = UpsampleConv2d(128, 128), ConditionalBatchNorm2d(128, classes, eps)

@@ -41,7 +41,7 @@ class Exercise:
     hint:      what to say after the second failure
     mistakes:  the commonest wrong answers
     observe:   what is compared, from the function and a case: its value unless said otherwise (or its gradient, ...)
-    plot:      from (case, theirs, expected) to a figure of yours against expected, for the first case that differs
+    plot:      whether a figure of yours against expected is drawn, for the first case that differs
     tolerance: relative and absolute
     """
 
@@ -52,7 +52,7 @@ class Exercise:
     hint: str
     mistakes: tuple[Mistake, ...] = ()
     observe: Callable[..., Any] = _apply
-    plot: Callable[[Case, Any, Any], Any] | None = None
+    plot: bool = False
     tolerance: float = 1e-4
 
 
@@ -112,8 +112,7 @@ def examine(exercise: Exercise, function: Function) -> Verdict:
             text = f"case {number} of {len(cases)}: {what}"
             if mistake := _recognise(exercise, function, cases):
                 text = f"{text} {mistake.says}"
-            plot = exercise.plot(case, theirs, expected) if exercise.plot and _plottable(theirs, expected) else None
-            return Verdict(exercise.name, False, text, figure=plot)
+            return Verdict(exercise.name, False, text, figure=_drawn(theirs, expected) if exercise.plot else None)
     return Verdict(exercise.name, True, f"agrees with the library on {len(cases)} hidden cases.")
 
 
@@ -190,5 +189,10 @@ def _shapes(case: Case) -> str:
     return ", ".join(f"of shape {tuple(a.shape)}" if isinstance(a, Tensor) else repr(a) for a in case)
 
 
-def _plottable(theirs: Any, expected: Any) -> bool:
-    return isinstance(theirs, Tensor) and isinstance(expected, Tensor) and theirs.shape == expected.shape
+def _drawn(theirs: Any, expected: Any) -> Any:
+    """The figure of yours against expected, where both are tensors of one shape."""
+    if not (isinstance(theirs, Tensor) and isinstance(expected, Tensor) and theirs.shape == expected.shape):
+        return None
+    from adadfq_lab.figures import yours_against_expected  # plotly is slow to import, and most answers are right
+
+    return yours_against_expected(theirs, expected)

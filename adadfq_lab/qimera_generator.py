@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adadfq_lab.errors import UserError
-from adadfq_lab.generators import Generator, UpsampleConv2d
+from adadfq_lab.generators import Generator, UpsampleConv2d, quarter
 from adadfq_lab.teachers import Teacher
 
 CbnMix = Literal["sum", "mean"]
@@ -103,15 +103,11 @@ class SuperposedGenerator(Generator):
         eps: float = 1e-5,
     ) -> None:
         super().__init__()
-        if shape[1] % 4 or shape[2] % 4:
-            raise UserError(
-                f"the generator doubles its map twice, so images of {shape[1]}x{shape[2]} must have sides divisible by 4"
-            )
 
         def batch_norm(channels: int, eps: float) -> nn.Module:
             return MixedBatchNorm2d(channels, classes, eps, mix) if max(shape[1:]) > 64 else PlainBatchNorm2d(channels, eps)
 
-        self.latent, self.classes, self.base = latent, classes, (shape[1] // 4, shape[2] // 4)
+        self.latent, self.classes, self.base = latent, classes, quarter(shape)
         self.embedding = SuperposedEmbedding(classes, latent, noise=noise, norm=norm)
         self.mapping = nn.Linear(latent, 100) if dm else nn.Identity()
         self.linear = nn.Linear(100 if dm else latent, 128 * self.base[0] * self.base[1])

@@ -22,8 +22,7 @@ from adadfq_lab.zoo import build_network
 
 def save_student(student: Student, teacher: Teacher, path: Path, **extra: Any) -> str:
     """Writes `student`, made from `teacher`, to `path` with the JSON values `extra`; returns the file's sha256."""
-    quantization = dataclasses.asdict(student.quantization) | {"bits": str(student.bits)}
-    meta = {"kind": "student", "teacher": dataclasses.asdict(teacher.info), "quantization": quantization}
+    meta = {"kind": "student", "teacher": dataclasses.asdict(teacher.info), "quantization": quantization_json(student)}
     return save_tensors(path, student.state_dict(), meta | extra)
 
 
@@ -62,6 +61,11 @@ def _read(path: Path) -> tuple[dict[str, Tensor], TeacherInfo, dict[str, Any], s
     except UserError as error:
         raise UserError(f"{path} does not describe its student ({error})") from None
     return tensors, info, how, sha256
+
+
+def quantization_json(student: Student) -> dict[str, Any]:
+    """The student's quantization as JSON; `quantize(P, **json)` makes its like."""
+    return dataclasses.asdict(student.quantization) | {"bits": str(student.bits)}
 
 
 def quantization_from_json(plain: Any) -> dict[str, Any]:

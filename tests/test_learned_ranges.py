@@ -8,7 +8,6 @@ import torch
 from tiny_games import SCHEDULE, SHAPE, WARMUP, changed, play, state, tiny_game, tiny_teacher, twin
 from torch import Tensor
 
-from adadfq_lab.checkpoints import quantization_json
 from adadfq_lab.errors import UserError
 from adadfq_lab.fidelity import FIDELITY
 from adadfq_lab.game import Game
@@ -29,7 +28,7 @@ from adadfq_lab.quantizer import (
 from adadfq_lab.ranges import fit_ranges
 from adadfq_lab.runs import RunConfig, build_game
 from adadfq_lab.student import quantize
-from adadfq_lab.student_files import load_student, save_student
+from adadfq_lab.student_files import load_student, quantization_json, save_student
 
 RATES = {"student_lr": 1e-2}
 

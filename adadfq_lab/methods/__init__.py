@@ -102,6 +102,13 @@ def make_method(name: str, **settings: Any) -> Method:
         raise UserError(f"{name} does not take these settings: {error}") from None
 
 
+def description(make: Callable[..., Method]) -> str:
+    """What a method does, in a line: the first of the module that makes it or, where that says nothing, of its function."""
+    module = sys.modules.get(make.__module__)
+    told = "" if module is None or module.__name__ == "__main__" else module.__doc__
+    return (told or make.__doc__ or "no description").strip().split("\n")[0]
+
+
 __all__ = [
     "BEYOND",
     "FILES",
@@ -117,6 +124,7 @@ __all__ = [
     "adasg",
     "arc",
     "arc_ait",
+    "description",
     "every_method",
     "gdfq",
     "intraq",
