@@ -133,6 +133,8 @@ def _from_npz(name: str, split: str, path: Path) -> ImageSet:
         raise UserError(
             f"{path} must hold x uint8 (N, C, H, W) and y (N,), not x {images.dtype} {images.shape} and y {labels.shape}"
         )
+    if not len(images) or not 0 <= labels.min() <= labels.max() < len(CLASSES[name]):
+        raise UserError(f"{path} must hold an image or more, and labels y from 0 to {len(CLASSES[name]) - 1}")
     return _image_set(name, split, images, labels)
 
 

@@ -17,13 +17,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from adadfq_lab.errors import UserError
+from adadfq_lab.errors import UserError, first_line
 
 FORMAT = "adadfq 1"
 
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Writes a temporary file beside `path`, syncs it and renames it: readers see the old file or the new, nothing between."""
+    if path.is_dir() or not path.parent.is_dir():
+        raise UserError(f"cannot write {path}; name a file in a folder that exists")
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -74,7 +76,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:
     except FileNotFoundError:
         raise UserError(f"there is no file {path}") from None
     except (SafetensorError, OSError, ValueError, RuntimeError, TypeError, AttributeError, MemoryError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = "it is a folder" if path.is_dir() else first_line(error)
         raise UserError(f"{path} is damaged or not a safetensors file ({reason})") from None
     if header.get("format") != FORMAT:
         raise UserError(f"{path} was not written by adadfq (no format {FORMAT!r} in its header)")

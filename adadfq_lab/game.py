@@ -16,7 +16,7 @@ step uses. Q learns from the images as they were before G's step, as the release
 import dataclasses
 import math
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -75,6 +75,13 @@ class Schedule:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.warmup < 0:
             raise UserError(f"warmup must not be negative, as {self.warmup} is")
+        if min(self.milestones, default=0) < 0:
+            raise UserError(f"milestones must not be negative, as {min(self.milestones)} is")
+        if not 0 <= self.decay <= 1:
+            raise UserError(f"decay must lie between 0 and 1, which {self.decay} does not")
+        for name in ("generator_lr", "student_lr", "weight_decay"):
+            if not 0 <= (getattr(self, name) or 0.0) < math.inf:
+                raise UserError(f"{name} must be a number from 0 on, not {getattr(self, name)}")
 
     def rates(self, method: Method) -> Rates:
         """The rates of this schedule, the method's own where it names none."""
@@ -244,7 +251,7 @@ class Game:
         z, y = distributed.shard(noise), distributed.shard(labels)
         learns = self.method.steps_generator(index, s.warmup)
         uses_student = learns and self.method.uses_student
-        try:
+        with self._logits_finite():
             with self._autocast():
                 with torch.set_grad_enabled(learns):
                     made = self.forwards(self.generator, z, y)
@@ -257,11 +264,6 @@ class Game:
             terms_g = self.method.generator_loss(r) if learns else {}
             terms_q = {} if warm else self.method.student_loss(r)
             entropy, h_prime = r.entropy.detach(), r.h_prime.detach()
-        except ValueError as error:
-            self.check()  # what made these logits NaN may be a loss of an earlier round
-            if "logits must be finite" not in str(error):
-                raise
-            raise self._non_finite(index, str(error)) from error
         gains: list[Tensor | None] = [None, None]
         probe = self.gains_every and index % self.gains_every == 0
         if learns:
@@ -285,6 +287,17 @@ class Game:
         agreement = (r.teacher_logits.detach().argmax(1) == r.student_logits.detach().argmax(1)).float().mean()
         phase: Literal["warm-up", "play"] = "warm-up" if warm else "play"
         return Record(index, phase, terms, entropy, h_prime, agreement, bounds, self.student.observing, gains[0], gains[1])
+
+    @contextmanager
+    def _logits_finite(self) -> Iterator[None]:
+        """Turns what the equations raise for logits that are NaN into a NonFiniteError of this round."""
+        try:
+            yield
+        except ValueError as error:
+            self.check()  # what made these logits NaN may be a loss of an earlier round
+            if "logits must be finite" not in str(error):
+                raise
+            raise self._non_finite(self.index, str(error)) from error
 
     def _draw(self) -> tuple[Tensor, Tensor]:
         z, y = self.method.sample(self.random, self.schedule.batch, self.generator.latent, self.classes)
@@ -345,7 +358,7 @@ class Game:
     @torch.no_grad()
     def _disagreement(self, x: Tensor, z_p: Tensor) -> Tensor:
         """Mean of log C - H_info over the batch, 0-dim, nats: 0 where P and Q agree."""
-        with self.student.frozen(), self._batch_norm(follow=False), self._autocast():
+        with self._logits_finite(), self.student.frozen(), self._batch_norm(follow=False), self._autocast():
             return math.log(self.classes) - disagreement_entropy(z_p, distributed.gather(_wide(self.student(x)))).mean()
 
     def _without_trace(self, z: Tensor, y: Tensor) -> Tensor:

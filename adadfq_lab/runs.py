@@ -41,6 +41,7 @@ from adadfq_lab.game import Game, Precision, Record, Schedule
 from adadfq_lab.interrupts import interrupts_wait
 from adadfq_lab.memory import offer, out_of_memory
 from adadfq_lab.methods import make_method
+from adadfq_lab.quantizer import BitWidths
 from adadfq_lab.records import RecordLog
 from adadfq_lab.run_folders import checkpoints, full_disk, resumed, save_checkpoint
 from adadfq_lab.student import Student, quantize
@@ -96,6 +97,16 @@ class RunConfig:
     evaluate_every: int = 200
     save_every: int = 200
     gains_every: int = 25
+
+    def __post_init__(self) -> None:
+        BitWidths.parse(self.bits)
+        if self.rounds < 1:
+            raise UserError(f"rounds must be at least 1, not {self.rounds}")
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"seed must be at least 0 and less than 2^63, not {self.seed}")
+        for name in ("evaluate_every", "save_every", "gains_every"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} must not be negative, as {getattr(self, name)} is; 0 is for never")
 
     def as_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -225,8 +236,6 @@ def run(
     Progress goes to standard error. Raises UserError where the folder cannot be written, is full, is in use, or holds another
     run. On a KeyboardInterrupt the game is saved before the exception goes on.
     """
-    if config.rounds < 1:
-        raise UserError(f"rounds must be at least 1, not {config.rounds}")
     teacher = load_teacher(config.teacher)
     data = load_data(config.data or teacher.info.data, "test", stub=config.stub)
     check_fits(teacher, data)

@@ -198,7 +198,7 @@ def read_rows(path: Path) -> list[Row]:
     """The rows in a results file; none where there is no file. Raises UserError where it is damaged."""
     try:
         return [Row(**plain) for plain in json.loads(path.read_text())] if path.exists() else []
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OSError):
         raise UserError(f"{path} is damaged or of another version of adadfq; move it away") from None
 
 

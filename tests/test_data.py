@@ -180,6 +180,8 @@ WRONG = {
     "float images": lambda path: npz(path, x=made_up(3)[0] / 255, y=made_up(3)[1]),
     "flat images": lambda path: npz(path, x=made_up(3)[0].reshape(3, -1), y=made_up(3)[1]),
     "too few labels": lambda path: npz(path, x=made_up(3)[0], y=made_up(2)[1]),
+    "no images": lambda path: npz(path, x=made_up(3)[0][:0], y=made_up(3)[1][:0]),
+    "labels from 1 on": lambda path: npz(path, x=made_up(3)[0], y=np.array([1, 2, 10])),
     "one-hot labels": lambda path: npz(path, x=made_up(3)[0], y=np.eye(3)),
     "one label": lambda path: npz(path, x=made_up(1)[0], y=np.array(3)),
     "a folder": lambda path: path.mkdir(),
@@ -192,7 +194,9 @@ def test_a_wrong_file_is_refused_in_one_line(kind, folder):
     """Whatever stands in the place of a data file, the error is one line that names it and what it should hold."""
     path = folder / "cifar10_test.npz"
     WRONG[kind](path)
-    with pytest.raises(UserError, match=r"(damaged or not a data file with arrays x and y|must hold x uint8)") as error:
+    with pytest.raises(
+        UserError, match=r"(damaged or not a data file with arrays x and y|must hold (x uint8|an image or more))"
+    ) as error:
         load_data("cifar10")
     assert str(path) in str(error.value)
     assert len(str(error.value).splitlines()) == 1

@@ -520,6 +520,13 @@ def test_a_weight_that_is_no_number_is_named_with_its_round_and_the_last_checkpo
     assert game.index == 4
 
 
+def test_a_measurement_of_gains_that_meets_no_number_stops_the_round_too():
+    """A step of G that throws its weights to infinity is met first where the gains are measured."""
+    game = tiny_game(gains_every=1, generator_lr=1e30)
+    with pytest.raises(NonFiniteError, match=r"^round 0: z_[pq] has \d+ NaN"):
+        play(game, 1)
+
+
 def test_a_game_gone_wrong_is_not_saved(tmp_path):
     """Neither with a loss nor with a weight that is no number: the last checkpoint stays the last good one."""
     path = tmp_path / "bad.ckpt"

@@ -1,6 +1,7 @@
 """Commands about runs and teachers: play, look at, measure."""
 
 import dataclasses
+import math
 import sys
 import time
 from pathlib import Path
@@ -57,7 +58,8 @@ def recipes(
     if action == "list":
         rows = list(known.recipes(method.lower()))
         if not rows:
-            raise UserError(f"there is no recipe of a method {method!r}")
+            names = ", ".join(dict.fromkeys(r.method for r in known.recipes()))
+            raise UserError(f"there is no recipe of a method {method!r}; there are of {names}")
         shown = [r for r in rows if method or r.method == "adadfq"]
         lines = [f"{'recipe':32}{'rounds':>8}{'images':>12}{'Q updates':>11}  teacher"]
         lines += [
@@ -106,7 +108,7 @@ def train(
 
     config = override(config, *changes)
     resume = resume or from_round is not None
-    if not name and resume and Path(recipe).is_dir():
+    if not name and resume and recipe and Path(recipe).is_dir():
         folder = Path(recipe)
     else:
         stem = f"{Path(config.teacher).stem}-{config.method}-{config.bits}" if not recipe or "/" in recipe else recipe
@@ -140,6 +142,8 @@ def watch(
     """
     from adadfq_lab import watch as views
 
+    if not 0 < every < math.inf:
+        raise UserError(f"every must be a positive number of seconds, not {every}")
     if tensorboard:
         views.to_tensorboard(run, tensorboard)
     elif once or json:

@@ -108,7 +108,7 @@ def grid(
         action: play what is missing, then show the results; or show the status: done, running, failed, stopped, waiting.
         folder: Where the runs are.
         vary: NAME=VALUE,VALUE,... for any option of a run (method, bits, lower, upper, seed, batch, ...) or setting
-            of its method (alpha_ds, ...).
+            of its method (alpha_ds, ...). Combinations in which lower is not below upper are left out.
         workers: Runs at a time.
         engine: Where to play: in processes of this machine, in this process, by submitit on this machine, or on Slurm.
         resources: What each run gets on Slurm.

@@ -96,7 +96,8 @@ def make_method(name: str, **settings: Any) -> Method:
     try:
         return known[key](**settings)
     except TypeError as error:
-        raise UserError(f"{name} does not take these settings: {error}") from None
+        own = ", ".join(known[key]().settings) or "none"
+        raise UserError(f"{name} does not take these settings: {error}; its own are {own}") from None
 
 
 __all__ = [
