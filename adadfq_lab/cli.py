@@ -4,9 +4,12 @@ Figures go to standard output, progress to standard error. `--json` prints one J
 ends in one line and exit status 2, Ctrl-C in 130 after the run was saved.
 """
 
+import contextlib
 import dataclasses
 import functools
 import inspect
+import io
+import re
 import sys
 from collections.abc import Callable
 from typing import Any, Literal
@@ -96,19 +99,44 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 }
 
 
-def _parse(commands: dict[str, Callable[..., Any]], arguments: list[str]) -> Any:
-    return tyro.extras.subcommand_cli_from_dict(
-        commands,
-        prog="adadfq",
-        description="Adaptive data-free quantization: a teacher, a generator, a student, and the game they play.",
-        args=arguments,
-        config=(tyro.conf.FlagCreatePairsOff,),
-    )
+def _parse(commands: dict[str, Callable[..., Any]], arguments: list[str]) -> functools.partial[Any]:
+    """The call that `arguments` ask for, not made yet; raises UserError, one line, where tyro would print a box."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            call: functools.partial[Any] = tyro.extras.subcommand_cli_from_dict(
+                {name: _later(command) for name, command in commands.items()},
+                prog="adadfq",
+                description="Adaptive data-free quantization: a teacher, a generator, a student, and the game they play.",
+                args=arguments,
+                config=(tyro.conf.FlagCreatePairsOff,),
+            )
+    except SystemExit as end:
+        if not end.code:  # --help
+            raise
+        raise UserError(_one_line(said.getvalue(), [name for name in arguments[:1] if name in commands])) from None
+    return call
 
 
-def _train(call: Callable[..., Any], config: RunConfig) -> Callable[..., Any]:
-    """`call` with the arguments of `train`, where what is not given on the command line is as in `config`."""
-    started = functools.wraps(train)(lambda *args, **named: call(*args, **named))
+def _later(command: Callable[..., Any]) -> Callable[..., Any]:
+    return functools.wraps(command)(lambda *args, **named: functools.partial(command, *args, **named))
+
+
+def _one_line(box: str, command: list[str]) -> str:
+    """What a box of tyro's says in its first part, and what it suggests."""
+    lines = [re.sub("[│╭╮╰╯─]|-{3,}", "", line).strip() for line in box.splitlines()[1:]]
+    parts = [part.split("\n") for part in re.split(r"\n\n+", "\n".join(lines).strip())]
+    text = " ".join(parts[0]).rstrip(".")
+    for head, *more in parts[1:]:
+        if head.startswith(("Available", "Perhaps")):
+            text += "; " + " ".join([head, *(more[:1] if head.startswith("Perhaps") else more)])
+    text = re.sub(r"^Error parsing __tyro\S*: ", "", text)
+    return f"{text}; see {' '.join(['adadfq', *command, '--help'])}"
+
+
+def _train(config: RunConfig) -> Callable[..., Any]:
+    """`train`, where what is not given on the command line is as in `config`."""
+    started = functools.wraps(train)(lambda *args, **named: train(*args, **named))
     signature = inspect.signature(train)
     parameters = [p.replace(default=config) if p.name == "config" else p for p in signature.parameters.values()]
     started.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
@@ -123,12 +151,12 @@ def main(arguments: list[str] | None = None) -> None:
             raise UserError("only train and demo play on several processes; start the others without torchrun")
         commands = COMMANDS
         if arguments[:1] == ["train"]:  # read twice: the recipe's values are the defaults of everything else
-            recipe = _parse(COMMANDS | {"train": _train(lambda recipe, **_: recipe, RunConfig())}, arguments)
+            recipe = _parse(COMMANDS, arguments).keywords["recipe"]
             if recipe:
                 from adadfq_lab.recipes import resolve
 
-                commands = COMMANDS | {"train": _train(train, resolve(recipe))}
-        _parse(commands, arguments)
+                commands = COMMANDS | {"train": _train(resolve(recipe))}
+        _parse(commands, arguments)()
     except UserError as error:
         print(f"adadfq: {error}", file=sys.stderr)
         sys.exit(2)
