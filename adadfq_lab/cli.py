@@ -1,6 +1,6 @@
 """`adadfq`: the command line.
 
-Figures go to standard output, progress to standard error. `--json` prints one JSON object as the last line. A user's mistake
+Figures go to standard output, progress to standard error. `--json` prints the result as JSON in the last line. A user's mistake
 ends in one line and exit status 2, Ctrl-C in 130 after the run was saved.
 """
 
@@ -22,6 +22,7 @@ from adadfq_lab.commands.runs import demo, evaluate, recipes, train, train_teach
 from adadfq_lab.commands.studies import evidence, grid, table
 from adadfq_lab.distributed import launched
 from adadfq_lab.errors import UserError
+from adadfq_lab.run_folders import FULL
 from adadfq_lab.runs import RunConfig
 from adadfq_lab.teachers import load_teacher
 
@@ -43,6 +44,8 @@ def fidelity(json: Json = False) -> None:
 
 def bench(teacher: str = "cifar10_resnet20", batch: int = 16, bits: str = "3w3a", rounds: int = 20, json: Json = False) -> None:
     """Time a round against a textbook round and against the convolutions alone, in one process, interleaved.
+
+    For example: adadfq bench --batch 4 --rounds 5
 
     Args:
         teacher: A shipped teacher's name or a teacher file.
@@ -67,6 +70,8 @@ def bench(teacher: str = "cifar10_resnet20", batch: int = 16, bits: str = "3w3a"
 
 def course(action: tyro.conf.Positional[Literal["build", "check", "badges"]], target: tyro.conf.Positional[str] = "") -> None:
     """Make the notebooks from their masters, check them, or point their Colab badges at a fork.
+
+    For example: adadfq course badges octocat/adadfq_lab@v0.1.0
 
     Args:
         action: What to do.
@@ -159,6 +164,11 @@ def main(arguments: list[str] | None = None) -> None:
         _parse(commands, arguments)()
     except UserError as error:
         print(f"adadfq: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        print(f"adadfq: cannot write: {error.strerror}; make room, then the same command", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("adadfq: interrupted; a run was saved and continues with --resume", file=sys.stderr)

@@ -9,6 +9,9 @@ from adadfq_lab.checkpoints import same_run
 from adadfq_lab.errors import UserError
 from adadfq_lab.game import Game
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+"""What writing to a full or failing disk raises an OSError with."""
+
 
 def save_checkpoint(game: Game, folder: Path) -> None:
     """Saves the game and keeps the last two checkpoints."""
@@ -83,7 +86,7 @@ def full_disk(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS):
+        if error.errno not in FULL:
             raise
         raise UserError(
             f"cannot write to {folder}: {error.strerror}; make room, then: adadfq train --resume {folder}"

@@ -2,8 +2,10 @@
 
 import contextlib
 import dataclasses
+import errno
 import io
 import json
+import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -290,6 +292,17 @@ def test_a_mistake_is_one_line_and_leaves_nothing(arguments, what, here, stubs, 
     if words[0] == "train" and "--teacher" not in words:
         words += ["--teacher", str(stubs / "teacher.safetensors")]
     assert what in mistake(capsys, *words)
+
+
+def test_a_full_disk_is_one_line(trained, capsys, monkeypatch):
+    """Whatever file was to be written: here watch's page."""
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.chdir(trained[0])
+    monkeypatch.setattr(os, "fsync", full)
+    assert "cannot write: No space left on device" in mistake(capsys, "watch", "runs/one", "--once", "--html", "x.html")
 
 
 def test_a_run_folder_that_cannot_be_is_one_line(here, stubs, capsys):

@@ -34,7 +34,7 @@ def table(
     """Methods x bit widths x seeds under one protocol: show the results that come with the package, or play your own.
 
     Without --play the options choose among the results. With it they say what to play; a run that was played before, in the
-    same folder with the same options, is not played again.
+    same folder with the same options, is not played again. For example: adadfq table --methods gdfq adadfq --bits 3w3a
 
     Args:
         play: Play what is asked for and missing, a process a run; then show it.
@@ -128,6 +128,8 @@ def evidence(
     names: tyro.conf.Positional[tuple[str, ...]] = (), figure: Path | None = None, play: bool = False, json: Json = False
 ) -> None:
     """The paper's other figures in small: what each claims, what was measured here, and whether it supports the claim.
+
+    For example: adadfq evidence fig1 --figure fig1.html
 
     Args:
         names: fig1, fig3, fig4, fig5a, fig5c, fig6 and table3; all of them if none is named.
