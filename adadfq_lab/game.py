@@ -212,7 +212,10 @@ class Game:
     def _check_classes(self) -> None:
         with torch.no_grad(), self.student.frozen():
             x = torch.zeros(1, *self.teacher.info.input_shape, device=self.device)
-            counts = {"P": self.teacher(x).shape[-1], "Q": self.student(x).shape[-1], "the teacher's class list": self.classes}
+            z = {"P": self.teacher(x), "Q": self.student(x)}
+        if odd := [type(logits).__name__ for logits in z.values() if not isinstance(logits, Tensor)]:
+            raise UserError(f"P gives a {odd[0]}, not one tensor of logits (N, C); wrap it in a module that returns these")
+        counts = {name: logits.shape[-1] for name, logits in z.items()} | {"the teacher's class list": self.classes}
         if len(set(counts.values())) != 1:
             raise UserError("the numbers of classes disagree: " + ", ".join(f"{k} has {v}" for k, v in counts.items()))
 

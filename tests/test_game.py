@@ -32,7 +32,7 @@ from adadfq_lab.evaluation import accuracy
 from adadfq_lab.game import Game, NonFiniteError, Record, Schedule
 from adadfq_lab.methods import Method, Round, adadfq, adasg, arc, gdfq
 from adadfq_lab.student import Student, quantize
-from adadfq_lab.teachers import Teacher
+from adadfq_lab.teachers import Teacher, wrap_teacher
 
 METHODS = {"gdfq": gdfq, "arc": arc, "adasg": adasg, "adadfq": adadfq}
 
@@ -622,3 +622,19 @@ def test_a_game_on_the_cpu_leaves_the_precision_of_others_alone():
     game = play(tiny_game(precision="tf32"), 2)
     assert torch.get_float32_matmul_precision() == before
     assert changed(state(game), state(play(tiny_game(), 2))) == set()
+
+
+def test_a_network_that_gives_more_than_logits_is_refused():
+    """A tuple of logits and features is no player's move."""
+
+    class Both(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = tiny_teacher().network
+
+        def forward(self, x):
+            return self.network(x), x
+
+    teacher = wrap_teacher(Both(), input_shape=SHAPE, classes=CLASSES, mean=(0.5, 0.5), std=(0.25, 0.25))
+    with pytest.raises(UserError, match="P gives a tuple, not one tensor of logits"):
+        tiny_game(teacher=teacher)
