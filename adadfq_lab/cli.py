@@ -1,12 +1,15 @@
 """`adadfq`: the command line.
 
-Figures go to standard output, progress to standard error. `--json` prints one JSON object as the last line. A user's mistake
+Figures go to standard output, progress to standard error. `--json` prints the result as JSON in the last line. A user's mistake
 ends in one line and exit status 2, Ctrl-C in 130 after the run was saved.
 """
 
+import contextlib
 import dataclasses
 import functools
 import inspect
+import io
+import re
 import sys
 from collections.abc import Callable
 from typing import Any, Literal
@@ -19,6 +22,7 @@ from adadfq_lab.commands.runs import demo, evaluate, recipes, train, train_teach
 from adadfq_lab.commands.studies import evidence, grid, table
 from adadfq_lab.distributed import launched
 from adadfq_lab.errors import UserError
+from adadfq_lab.run_folders import FULL
 from adadfq_lab.runs import RunConfig
 from adadfq_lab.teachers import load_teacher
 
@@ -40,6 +44,8 @@ def fidelity(json: Json = False) -> None:
 
 def bench(teacher: str = "cifar10_resnet20", batch: int = 16, bits: str = "3w3a", rounds: int = 20, json: Json = False) -> None:
     """Time a round against a textbook round and against the convolutions alone, in one process, interleaved.
+
+    For example: adadfq bench --batch 4 --rounds 5
 
     Args:
         teacher: A shipped teacher's name or a teacher file.
@@ -64,6 +70,8 @@ def bench(teacher: str = "cifar10_resnet20", batch: int = 16, bits: str = "3w3a"
 
 def course(action: tyro.conf.Positional[Literal["build", "check", "badges"]], target: tyro.conf.Positional[str] = "") -> None:
     """Make the notebooks from their masters, check them, or point their Colab badges at a fork.
+
+    For example: adadfq course badges octocat/adadfq_lab@v0.1.0
 
     Args:
         action: What to do.
@@ -96,19 +104,44 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 }
 
 
-def _parse(commands: dict[str, Callable[..., Any]], arguments: list[str]) -> Any:
-    return tyro.extras.subcommand_cli_from_dict(
-        commands,
-        prog="adadfq",
-        description="Adaptive data-free quantization: a teacher, a generator, a student, and the game they play.",
-        args=arguments,
-        config=(tyro.conf.FlagCreatePairsOff,),
-    )
+def _parse(commands: dict[str, Callable[..., Any]], arguments: list[str]) -> functools.partial[Any]:
+    """The call that `arguments` ask for, not made yet; raises UserError, one line, where tyro would print a box."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            call: functools.partial[Any] = tyro.extras.subcommand_cli_from_dict(
+                {name: _later(command) for name, command in commands.items()},
+                prog="adadfq",
+                description="Adaptive data-free quantization: a teacher, a generator, a student, and the game they play.",
+                args=arguments,
+                config=(tyro.conf.FlagCreatePairsOff,),
+            )
+    except SystemExit as end:
+        if not end.code:  # --help
+            raise
+        raise UserError(_one_line(said.getvalue(), [name for name in arguments[:1] if name in commands])) from None
+    return call
 
 
-def _train(call: Callable[..., Any], config: RunConfig) -> Callable[..., Any]:
-    """`call` with the arguments of `train`, where what is not given on the command line is as in `config`."""
-    started = functools.wraps(train)(lambda *args, **named: call(*args, **named))
+def _later(command: Callable[..., Any]) -> Callable[..., Any]:
+    return functools.wraps(command)(lambda *args, **named: functools.partial(command, *args, **named))
+
+
+def _one_line(box: str, command: list[str]) -> str:
+    """What a box of tyro's says in its first part, and what it suggests."""
+    lines = [re.sub("[│╭╮╰╯─]|-{3,}", "", line).strip() for line in box.splitlines()[1:]]
+    parts = [part.split("\n") for part in re.split(r"\n\n+", "\n".join(lines).strip())]
+    text = " ".join(parts[0]).rstrip(".")
+    for head, *more in parts[1:]:
+        if head.startswith(("Available", "Perhaps")):
+            text += "; " + " ".join([head, *(more[:1] if head.startswith("Perhaps") else more)])
+    text = re.sub(r"^Error parsing __tyro\S*: ", "", text)
+    return f"{text}; see {' '.join(['adadfq', *command, '--help'])}"
+
+
+def _train(config: RunConfig) -> Callable[..., Any]:
+    """`train`, where what is not given on the command line is as in `config`."""
+    started = functools.wraps(train)(lambda *args, **named: train(*args, **named))
     signature = inspect.signature(train)
     parameters = [p.replace(default=config) if p.name == "config" else p for p in signature.parameters.values()]
     started.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
@@ -123,14 +156,19 @@ def main(arguments: list[str] | None = None) -> None:
             raise UserError("only train and demo play on several processes; start the others without torchrun")
         commands = COMMANDS
         if arguments[:1] == ["train"]:  # read twice: the recipe's values are the defaults of everything else
-            recipe = _parse(COMMANDS | {"train": _train(lambda recipe, **_: recipe, RunConfig())}, arguments)
+            recipe = _parse(COMMANDS, arguments).keywords["recipe"]
             if recipe:
                 from adadfq_lab.recipes import resolve
 
-                commands = COMMANDS | {"train": _train(train, resolve(recipe))}
-        _parse(commands, arguments)
+                commands = COMMANDS | {"train": _train(resolve(recipe))}
+        _parse(commands, arguments)()
     except UserError as error:
         print(f"adadfq: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        print(f"adadfq: cannot write: {error.strerror}; make room, then the same command", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         saved = "; a run was saved and continues with --resume" if arguments[:1] in (["train"], ["demo"]) else ""

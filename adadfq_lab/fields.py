@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import types
 from contextlib import suppress
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -31,7 +32,7 @@ def fitting(key: str, hint: Any, value: Any) -> Any:
             return float(value)
         if origin is dict and isinstance(value, dict):
             return value
-        if type(value) is kind:
+        if type(value) is kind and (kind is not float or math.isfinite(value)):
             return value
     names = [" or ".join(map(str, get_args(k))) if get_origin(k) is Literal else getattr(k, "__name__", str(k)) for k in kinds]
     raise UserError(f"{key} does not take {value!r:.60}; it takes {' or '.join(names).replace('NoneType', 'nothing')}")

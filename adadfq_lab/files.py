@@ -24,6 +24,8 @@ FORMAT = "adadfq 1"
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Writes a temporary file beside `path`, syncs it and renames it: readers see the old file or the new, nothing between."""
+    if path.is_dir() or not path.parent.is_dir():
+        raise UserError(f"cannot write {path}; name a file in a folder that exists")
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -82,7 +84,8 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:
     except FileNotFoundError:
         raise UserError(f"there is no file {path}") from None
     except (SafetensorError, OSError, ValueError, RuntimeError, TypeError, AttributeError, MemoryError) as error:
-        raise UserError(f"{path} is damaged or not a safetensors file ({first_line(error)})") from None
+        reason = "it is a folder" if path.is_dir() else first_line(error)
+        raise UserError(f"{path} is damaged or not a safetensors file ({reason})") from None
     if header.get("format") != FORMAT:
         raise UserError(f"{path} was not written by adadfq (no format {FORMAT!r} in its header)")
     if digest(tensors, header.get("meta", "")) != header.get("sha256"):

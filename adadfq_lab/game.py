@@ -127,7 +127,10 @@ class Game:
     def _check_classes(self) -> None:
         with torch.no_grad(), self.student.frozen():
             x = torch.zeros(1, *self.teacher.info.input_shape, device=self.device)
-            counts = {"P": self.teacher(x).shape[-1], "Q": self.student(x).shape[-1], "the teacher's class list": self.classes}
+            z = {"P": self.teacher(x), "Q": self.student(x)}
+        if odd := [type(logits).__name__ for logits in z.values() if not isinstance(logits, Tensor)]:
+            raise UserError(f"P gives a {odd[0]}, not one tensor of logits (N, C); wrap it in a module that returns these")
+        counts = {name: logits.shape[-1] for name, logits in z.items()} | {"the teacher's class list": self.classes}
         if len(set(counts.values())) != 1:
             raise UserError("the numbers of classes disagree: " + ", ".join(f"{k} has {v}" for k, v in counts.items()))
 
@@ -163,7 +166,7 @@ class Game:
         self.forwards.begin()
         noise, labels = self.draw()
         z, y = distributed.shard(noise), distributed.shard(labels)
-        with self._named(index):
+        with self._logits_finite():
             with self._autocast(), torch.set_grad_enabled(learns):
                 made = self.forwards(self.generator, z, y)
             x = made.detach().contiguous(memory_format=torch.channels_last).requires_grad_(learns)
@@ -273,7 +276,7 @@ class Game:
     @torch.no_grad()
     def _disagreement(self, x: Tensor, z_p: Tensor) -> Tensor:
         """Mean of log C - H_info over the batch, 0-dim, nats: 0 where P and Q agree."""
-        with self.student.frozen(), self._batch_norm(follow=False), self._autocast():
+        with self._logits_finite(), self.student.frozen(), self._batch_norm(follow=False), self._autocast():
             return math.log(self.classes) - disagreement_entropy(z_p, distributed.gather(_wide(self.student(x)))).mean()
 
     def _without_trace(self, z: Tensor, y: Tensor) -> Tensor:
@@ -329,7 +332,7 @@ class Game:
                 raise self._non_finite(index, f"{bad} is not finite")
 
     @contextmanager
-    def _named(self, index: int) -> Iterator[None]:
+    def _logits_finite(self) -> Iterator[None]:
         """Turns logits that are no numbers into the error of the round whose loss or step they come from."""
         try:
             yield
@@ -337,7 +340,7 @@ class Game:
             self.check()  # what made these logits NaN may be a loss of an earlier round
             if "logits must be finite" not in str(error):
                 raise
-            raise self._non_finite(index, str(error)) from error
+            raise self._non_finite(self.index, str(error)) from error
 
     def _non_finite(self, index: int, what: str) -> NonFiniteError:
         last = f"the last good checkpoint is {self.last_checkpoint}" if self.last_checkpoint else "there is no checkpoint yet"

@@ -63,7 +63,7 @@ def prepare(configs: Sequence[RunConfig], root: Path) -> list[Path]:
             if not (folder / "wanted.json").exists():
                 write_atomically(folder / "wanted.json", json.dumps(config.as_json(), indent=1).encode())
         except OSError as error:
-            raise UserError(f"cannot write to {folder}: {error.strerror}; choose another --folder") from None
+            raise UserError(f"cannot write to {folder}: {error.strerror}; choose another folder") from None
         folders.append(folder)
     return folders
 
@@ -231,7 +231,9 @@ def play_grid(
             raise
     failed = [folder for folder in folders if state(folder) != "done"]
     if failed:
-        raise UserError(f"{len(failed)} of {len(folders)} runs failed; the first is {failed[0]}, see log.txt there")
+        reason = failed[0] / "failed.txt"
+        why = reason.read_text(errors="replace").partition("\n")[0] if reason.exists() else "see log.txt there"
+        raise UserError(f"{len(failed)} of {len(folders)} runs failed; the first is {failed[0]}: {why}")
     return folders
 
 

@@ -11,6 +11,8 @@ from adadfq_lab.errors import UserError
 from adadfq_lab.game import Game
 
 _CHECKPOINT = re.compile(r"round_\d+\.ckpt")  # and no copy that somebody made of one
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+"""What writing to a full or failing disk raises an OSError with."""
 
 
 def save_checkpoint(game: Game, folder: Path) -> None:
@@ -87,7 +89,7 @@ def full_disk(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS):
+        if error.errno not in FULL:
             raise
         raise UserError(
             f"cannot write to {folder}: {error.strerror}; make room, then: adadfq train --resume {folder}"

@@ -42,6 +42,7 @@ from adadfq_lab.history import Record
 from adadfq_lab.interrupts import interrupts_wait
 from adadfq_lab.memory import offer, out_of_memory
 from adadfq_lab.methods import make_method
+from adadfq_lab.quantizer import BitWidths
 from adadfq_lab.records import RecordLog
 from adadfq_lab.run_folders import checkpoints, full_disk, resumed, save_checkpoint
 from adadfq_lab.schedule import Schedule
@@ -98,6 +99,16 @@ class RunConfig:
     evaluate_every: int = 200
     save_every: int = 200
     gains_every: int = 25
+
+    def __post_init__(self) -> None:
+        BitWidths.parse(self.bits)
+        if self.rounds < 1:
+            raise UserError(f"rounds must be at least 1, not {self.rounds}")
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"seed must be at least 0 and less than 2^63, not {self.seed}")
+        for name in ("evaluate_every", "save_every", "gains_every"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} must not be negative, as {getattr(self, name)} is; 0 is for never")
 
     def as_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -187,9 +198,7 @@ def build_student(teacher: Teacher, config: RunConfig) -> Student:
 
 
 def build_game(config: RunConfig, teacher: Teacher) -> Game:
-    """The game of a run before its first round. Raises UserError for a configuration that cannot be played."""
-    if config.rounds < 1:
-        raise UserError(f"rounds must be at least 1, not {config.rounds}")
+    """The game of a run before its first round."""
     method = make_method(config.method, **config.settings)
     if config.lower is not None or config.upper is not None:
         bounds = Bounds(

@@ -1,6 +1,7 @@
 """When what happens in a game, and how fast: the part of a configuration that every run, recipe and table has."""
 
 import dataclasses
+import math
 from dataclasses import dataclass
 
 from adadfq_lab.errors import UserError
@@ -36,10 +37,15 @@ class Schedule:
         for name in ("batch", "observe"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("warmup", "generator_lr", "student_lr", "weight_decay", "decay"):
-            value = getattr(self, name)
-            if value is not None and not value >= 0:
-                raise UserError(f"{name} must not be negative, as {value} is")
+        if self.warmup < 0:
+            raise UserError(f"warmup must not be negative, as {self.warmup} is")
+        if min(self.milestones, default=0) < 0:
+            raise UserError(f"milestones must not be negative, as {min(self.milestones)} is")
+        if not 0 <= self.decay <= 1:
+            raise UserError(f"decay must lie between 0 and 1, which {self.decay} does not")
+        for name in ("generator_lr", "student_lr", "weight_decay"):
+            if not 0 <= (getattr(self, name) or 0.0) < math.inf:
+                raise UserError(f"{name} must be a number from 0 on, not {getattr(self, name)}")
 
     def rates(self, method: Method) -> Rates:
         """The rates of this schedule, the method's own where it names none."""

@@ -13,7 +13,6 @@ from typing import Any, get_args
 from adadfq_lab.errors import UserError
 from adadfq_lab.grids import State, rounds_done, state
 from adadfq_lab.methods import make_method
-from adadfq_lab.quantizer import BitWidths
 from adadfq_lab.recipes import override
 from adadfq_lab.runs import RunConfig, read_config
 
@@ -34,7 +33,6 @@ def combinations(config: RunConfig, vary: Sequence[str]) -> list[RunConfig]:
     for values in itertools.product(*(values for _, values in axes)):
         one = override(config, *(f"{name}={value}" for name, value in zip(names, values, strict=True)))
         usual = make_method(one.method).bounds
-        BitWidths.parse(one.bits)
         lower, upper = (own if told is None else told for own, told in ((usual.lower, one.lower), (usual.upper, one.upper)))
         if lower < upper:
             found.append(one)

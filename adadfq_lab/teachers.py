@@ -48,6 +48,11 @@ class TeacherInfo:
                 f"a teacher tells two classes or more apart, in images of a pixel or more, "
                 f"not {len(self.classes)} in {self.input_shape}"
             )
+        if len(self.input_shape) != 3 or {len(self.mean), len(self.std)} != {self.input_shape[0]} or min(self.std) <= 0:
+            raise UserError(
+                f"a teacher takes images of a shape (C, H, W), and has C means and C deviations above 0, "
+                f"not {self.input_shape}, mean {self.mean} and std {self.std}"
+            )
 
 
 class Teacher(nn.Module):

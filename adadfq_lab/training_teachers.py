@@ -54,9 +54,12 @@ class TeacherConfig:
     start: str = ""
 
     def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("lr", 0), ("weight_decay", 0), ("threads", 0)):
-            if not getattr(self, name) >= least:
-                raise UserError(f"{name} must be at least {least}, not {getattr(self, name)}")
+        for name, least in (("epochs", 1), ("small_epochs", 0), ("batch", 1), ("seed", 0), ("threads", 0)):
+            if not least <= getattr(self, name) < 2**63:
+                raise UserError(f"{name} must be at least {least} and less than 2^63, not {getattr(self, name)}")
+        for name in ("lr", "weight_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"{name} must be a number from 0 on, not {getattr(self, name)}")
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -95,8 +98,8 @@ def train_teacher(config: TeacherConfig, output: Path) -> Teacher:
     if config.threads:
         torch.set_num_threads(config.threads)
     train, test = load_data(config.data, "train"), load_data(config.data, "test")
-    if not 1 <= config.batch <= len(train):
-        raise UserError(f"batch must be from 1 to the {len(train):,} training images, not {config.batch}")
+    if config.batch > len(train):
+        raise UserError(f"batch must be at most the {len(train):,} training images, not {config.batch}")
     pixels = train.images.float().div(255).transpose(0, 1).flatten(1)
     mean, std = pixels.mean(1), pixels.std(1)
     del pixels

@@ -180,10 +180,11 @@ WRONG = {
     "float images": lambda path: npz(path, x=made_up(3)[0] / 255, y=made_up(3)[1]),
     "flat images": lambda path: npz(path, x=made_up(3)[0].reshape(3, -1), y=made_up(3)[1]),
     "too few labels": lambda path: npz(path, x=made_up(3)[0], y=made_up(2)[1]),
+    "no images": lambda path: npz(path, x=made_up(3)[0][:0], y=made_up(3)[1][:0]),
+    "labels from 1 on": lambda path: npz(path, x=made_up(3)[0], y=np.array([1, 2, 10])),
     "one-hot labels": lambda path: npz(path, x=made_up(3)[0], y=np.eye(3)),
     "one label": lambda path: npz(path, x=made_up(1)[0], y=np.array(3)),
     "a folder": lambda path: path.mkdir(),
-    "no images": lambda path: npz(path, x=made_up(3)[0][:0], y=made_up(3)[1][:0]),
     "a class too many": lambda path: npz(path, x=made_up(3)[0], y=np.array([0, 9, 10])),
     "a class below 0": lambda path: npz(path, x=made_up(3)[0], y=np.array([0, -1, 9])),
 }

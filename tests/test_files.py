@@ -194,3 +194,12 @@ def test_facts_must_be_json(tmp_path):
     with pytest.raises(TypeError):
         save_tensors(tmp_path / "file", {}, {"path": Path("x")})
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("where", [".", "no/where.html", "taken/x.html"])
+def test_a_place_where_no_file_can_be_is_one_line_and_leaves_nothing(where, tmp_path):
+    """A folder, a folder that is not there, a folder that is a file."""
+    (tmp_path / "taken").write_bytes(b"")
+    with pytest.raises(UserError, match=r"^cannot write .*; name a file in a folder that exists$"):
+        write_atomically(tmp_path / where, b"x")
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]

@@ -32,7 +32,7 @@ from adadfq_lab.evaluation import accuracy
 from adadfq_lab.game import Game, NonFiniteError, Record, Schedule
 from adadfq_lab.methods import Method, Round, adadfq, adasg, arc, gdfq
 from adadfq_lab.student import Student, quantize
-from adadfq_lab.teachers import Teacher
+from adadfq_lab.teachers import Teacher, wrap_teacher
 
 METHODS = {"gdfq": gdfq, "arc": arc, "adasg": adasg, "adadfq": adadfq}
 
@@ -520,6 +520,13 @@ def test_a_weight_that_is_no_number_is_named_with_its_round_and_the_last_checkpo
     assert game.index == 4
 
 
+def test_a_measurement_of_gains_that_meets_no_number_stops_the_round_too():
+    """A step of G that throws its weights to infinity is met first where the gains are measured."""
+    game = tiny_game(gains_every=1, generator_lr=1e30)
+    with pytest.raises(NonFiniteError, match=r"^round 0: z_[pq] has \d+ NaN"):
+        play(game, 1)
+
+
 def test_a_game_gone_wrong_is_not_saved(tmp_path):
     """Neither with a loss nor with a weight that is no number: the last checkpoint stays the last good one."""
     path = tmp_path / "bad.ckpt"
@@ -626,3 +633,19 @@ def test_a_game_on_the_cpu_leaves_the_precision_of_others_alone():
     game = play(tiny_game(precision="tf32"), 2)
     assert torch.get_float32_matmul_precision() == before
     assert changed(state(game), state(play(tiny_game(), 2))) == set()
+
+
+def test_a_network_that_gives_more_than_logits_is_refused():
+    """A tuple of logits and features is no player's move."""
+
+    class Both(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = tiny_teacher().network
+
+        def forward(self, x):
+            return self.network(x), x
+
+    teacher = wrap_teacher(Both(), input_shape=SHAPE, classes=CLASSES, mean=(0.5, 0.5), std=(0.25, 0.25))
+    with pytest.raises(UserError, match="P gives a tuple, not one tensor of logits"):
+        tiny_game(teacher=teacher)

@@ -62,7 +62,7 @@ def test_k_follows_the_number_of_classes(classes, K):
 @pytest.mark.parametrize("wrong", [{"p": 1.5}, {"p": -0.1}, {"K": 0}])
 def test_constants_that_make_no_sense_are_refused(wrong):
     """In one line."""
-    with pytest.raises(UserError, match="0 <= p <= 1 and K >= 1"):
+    with pytest.raises(UserError, match="0 <= p <= 1 and a whole number K >= 1"):
         qimera(**wrong)
 
 

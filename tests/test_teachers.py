@@ -17,7 +17,7 @@ from adadfq_lab.evaluation import Accuracy, accuracy, wilson
 from adadfq_lab.files import load_tensors, save_tensors
 from adadfq_lab.networks import resnet8, resnet20
 from adadfq_lab.student import quantize
-from adadfq_lab.teachers import SHIPPED, Teacher, TeacherInfo, load_teacher, save_teacher
+from adadfq_lab.teachers import SHIPPED, Teacher, TeacherInfo, load_teacher, save_teacher, wrap_teacher
 
 INFO = TeacherInfo("tiny", "resnet8", "made", ("a", "b", "c"), (1, 8, 8), (0.25,), (0.5,), 93.5, "4 images", 7, "--seed 7")
 TEACHERS = ["fashion_mnist_resnet20", "cifar10_resnet20"]
@@ -234,3 +234,11 @@ def test_a_pickled_teacher_is_refused_without_being_executed(suffix, tmp_path):
 def test_an_accuracy_prints_with_its_interval():
     """top1 and both ends, in percent to two digits."""
     assert str(Accuracy(93.97, 93.486, 94.419, 10_000)) == "93.97 % [93.49, 94.42]"
+
+
+@pytest.mark.parametrize("wrong", [{"mean": (0.5,)}, {"std": (0.5, 0.0, 0.5)}, {"input_shape": (3, 16)}])
+def test_a_normalisation_that_does_not_fit_the_images_is_one_line(wrong):
+    """C means and C deviations above 0 for images (C, H, W)."""
+    fits = {"input_shape": (3, 16, 16), "classes": 10, "mean": (0.5,) * 3, "std": (0.25,) * 3}
+    with pytest.raises(UserError, match=r"^a teacher takes images of a shape \(C, H, W\), and has C means"):
+        wrap_teacher(torch.nn.Conv2d(3, 8, 3), **(fits | wrong))

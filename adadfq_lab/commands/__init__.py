@@ -8,7 +8,7 @@ import tyro
 
 RUNS = Path("runs")
 """Where runs go that are not told where."""
-Json = Annotated[bool, tyro.conf.arg(help="Print one JSON object as the last line.")]
+Json = Annotated[bool, tyro.conf.arg(help="Also print the result as JSON, in one line, the last.")]
 Changes = Annotated[
     tyro.conf.UseAppendAction[tuple[str, ...]],
     tyro.conf.arg(name="set", metavar="KEY=VALUE", help="Change an option, or a setting of the method such as alpha_ds=0.3."),

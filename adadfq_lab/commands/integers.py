@@ -18,6 +18,8 @@ def export(
 ) -> None:
     """Write a run's student as an ONNX file that computes on integers, and its weights packed at n bits each beside it.
 
+    For example: adadfq export runs/mine --output q.onnx
+
     Args:
         run: A run folder, or its student.safetensors.
         output: Where to write it, ending in .onnx.
@@ -41,7 +43,7 @@ def verify(
 ) -> None:
     """Run an exported file and see: is it integer, does it score what the student scores, how large and how fast is it?
 
-    Exit status 1 if a convolution is not computed on integers.
+    Exit status 1 if a convolution is not computed on integers. For example: adadfq verify q.onnx
 
     Args:
         file: What `adadfq export` wrote.

@@ -1,6 +1,7 @@
 """Commands about runs and teachers: play, look at, measure."""
 
 import dataclasses
+import math
 import sys
 import time
 from pathlib import Path
@@ -45,6 +46,8 @@ def recipes(
 ) -> None:
     """List the published recipes, or show one: what it resolves to, and what it would take on this machine.
 
+    For example: adadfq recipes show cifar10-resnet20-3w3a --probe 5
+
     Args:
         action: What to do.
         name: The recipe to show; a run folder or a config.json too.
@@ -57,7 +60,8 @@ def recipes(
     if action == "list":
         rows = list(known.recipes(method.lower()))
         if not rows:
-            raise UserError(f"there is no recipe of a method {method!r}")
+            names = ", ".join(dict.fromkeys(r.method for r in known.recipes()))
+            raise UserError(f"there is no recipe of a method {method!r}; there are of {names}")
         shown = [r for r in rows if method or r.method == "adadfq"]
         lines = [f"{'recipe':32}{'rounds':>8}{'images':>12}{'Q updates':>11}  teacher"]
         lines += [
@@ -92,7 +96,7 @@ def train(
     """Play a whole run: a published recipe, or any shipped or trained teacher, any method, any bit width.
 
     Options that are given change the recipe. On several GPUs or machines: torchrun --nproc-per-node 2 -m adadfq_lab train ...;
-    see docs/many_machines.md.
+    see docs/many_machines.md. For example: adadfq train --method gdfq --bits 4w4a --seed 1 --name mine
 
     Args:
         recipe: A recipe (`adadfq recipes` lists them), a run folder, or a config.json; the defaults below if empty.
@@ -107,7 +111,7 @@ def train(
 
     config = override(config, *changes)
     resume = resume or from_round is not None
-    if not name and resume and Path(recipe).is_dir():
+    if not name and resume and recipe and Path(recipe).is_dir():
         folder = Path(recipe)
     else:
         stem = f"{Path(config.teacher).stem}-{config.method}-{config.bits}" if not recipe or "/" in recipe else recipe
@@ -130,7 +134,7 @@ def watch(
     tensorboard: Path | None = None,
     json: Json = False,
 ) -> None:
-    """Watch a run from outside, from its log alone: progress, pace, time left, H', agreement, accuracy.
+    """Watch a run from outside, from its log alone: progress, pace, time left, H', agreement, accuracy: adadfq watch runs/mine
 
     Args:
         run: The run's folder; it may lie on a disk that is shared with the machine that plays.
@@ -141,6 +145,8 @@ def watch(
     """
     from adadfq_lab import watch as views
 
+    if not 0 < every < math.inf:
+        raise UserError(f"every must be a positive number of seconds, not {every}")
     if tensorboard:
         views.to_tensorboard(run, tensorboard)
     elif once or json:
@@ -157,7 +163,7 @@ def watch(
 
 
 def evaluate(run_or_teacher: tyro.conf.Positional[str], data: str = "", stub: bool = False, json: Json = False) -> None:
-    """Measure the top-1 accuracy of a run's student, or of a teacher, with its 95 % interval.
+    """Measure the top-1 accuracy of a run's student, or of a teacher, with its 95 % interval: adadfq evaluate runs/mine
 
     Args:
         run_or_teacher: A run folder, its student.safetensors, a shipped teacher's name, or a teacher file.
@@ -183,6 +189,8 @@ def evaluate(run_or_teacher: tyro.conf.Positional[str], data: str = "", stub: bo
 
 def train_teacher(config: TeacherConfig, output: Path, json: Json = False) -> None:
     """Train a teacher on real training images; run it again to continue one that was interrupted.
+
+    For example: adadfq train-teacher --data cifar10 --network resnet8 --epochs 5 --output my.safetensors
 
     Args:
         output: Where to write it, ending in .safetensors.

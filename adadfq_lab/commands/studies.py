@@ -34,7 +34,7 @@ def table(
     """Methods x bit widths x seeds under one protocol: show the results that come with the package, or play your own.
 
     Without --play the options choose among the results. With it they say what to play; a run that was played before, in the
-    same folder with the same options, is not played again.
+    same folder with the same options, is not played again. For example: adadfq table --methods gdfq adadfq --bits 3w3a
 
     Args:
         play: Play what is asked for and missing, a process a run; then show it.
@@ -108,7 +108,7 @@ def grid(
         action: play what is missing, then show the results; or show the status: done, running, failed, stopped, waiting.
         folder: Where the runs are.
         vary: NAME=VALUE,VALUE,... for any option of a run (method, bits, lower, upper, seed, batch, ...) or setting
-            of its method (alpha_ds, ...).
+            of its method (alpha_ds, ...). Combinations in which lower is not below upper are left out.
         workers: Runs at a time.
         engine: Where to play: in processes of this machine, in this process, by submitit on this machine, or on Slurm.
         resources: What each run gets on Slurm.
@@ -128,6 +128,8 @@ def evidence(
     names: tyro.conf.Positional[tuple[str, ...]] = (), figure: Path | None = None, play: bool = False, json: Json = False
 ) -> None:
     """The paper's other figures in small: what each claims, what was measured here, and whether it supports the claim.
+
+    For example: adadfq evidence fig1 --figure fig1.html
 
     Args:
         names: fig1, fig3, fig4, fig5a, fig5c, fig6 and table3; all of them if none is named.

@@ -99,7 +99,8 @@ def make_method(name: str, **settings: Any) -> Method:
     try:
         return known[key](**settings)
     except TypeError as error:
-        raise UserError(f"{name} does not take these settings: {error}") from None
+        own = ", ".join(known[key]().settings) or "none"
+        raise UserError(f"{name} does not take these settings: {error}; its own are {own}") from None
 
 
 def description(make: Callable[..., Method]) -> str:

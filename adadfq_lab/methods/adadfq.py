@@ -7,7 +7,10 @@ Qian et al., Adaptive Data-Free Quantization, CVPR 2023. `fidelity` decides what
 entropy of the released code), whether the batch minimum in H' carries gradient, and how L_BNS is averaged.
 """
 
+import math
+
 from adadfq_lab.equations import Bounds, hinge, loss_as, loss_bns, loss_ds, student_entropy_loss, student_objective
+from adadfq_lab.errors import UserError
 from adadfq_lab.methods.method import Method, Round, Terms
 
 
@@ -26,6 +29,9 @@ def adadfq(
 
     temperature: T of the student's tempered entropy; the released code has 20 for CIFAR and 5 for ImageNet
     """
+
+    if not 0 < temperature < math.inf:
+        raise UserError(f"temperature must be a positive number, not {temperature}")
 
     def generator_loss(r: Round) -> Terms:
         terms = {

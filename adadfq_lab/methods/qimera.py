@@ -36,8 +36,8 @@ def qimera(K: int | None = None, p: float = 0.4, *, extracted: bool | None = Non
     extracted: whether embeddings start as the rows of P's last layer; by default from more than 10 classes on
     noise:     deviation of what is added to an embedding; the released code adds none on ImageNet
     """
-    if not 0 <= p <= 1 or (K is not None and K < 1):
-        raise UserError(f"qimera needs 0 <= p <= 1 and K >= 1, not p = {p} and K = {K}")
+    if not 0 <= p <= 1 or (K is not None and not (isinstance(K, int) and K >= 1)):
+        raise UserError(f"qimera needs 0 <= p <= 1 and a whole number K >= 1, not p = {p} and K = {K}")
 
     def build_generator(teacher: Teacher, fidelity: Fidelity) -> Generator:
         info, rows, f = teacher.info, last_layer(teacher), fidelity
