@@ -89,7 +89,7 @@ lab.check.estimation_error(estimation_error)
 
 # %% [markdown]
 # ### Exercise 2 ●●○ (3 minutes): how many samples?
-# At which n is the estimation error `target`?
+# At which n is the estimation error `target`? A real number will do: do not round.
 
 
 # %% tags=["stub"]
