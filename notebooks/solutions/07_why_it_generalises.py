@@ -207,7 +207,7 @@ labels = {"x": "round", "y": "cross-entropy on generated images [nats]", "alt": 
 lab.show(lab.figures.curves(trains, some["round"][at], title="Training loss", **labels))
 
 # %% [markdown]
-# *Read it:* GDFQ's training loss falls at either width, AdaDFQ's hardly does. Does AdaDFQ's Q underfit, then? Before you say
+# *Read it:* GDFQ's training loss falls at either width, AdaDFQ's less. Does AdaDFQ's Q underfit, then? Before you say
 # so, ask what P itself would score on images of this G, by the classes that G was asked for.
 
 # %%
@@ -226,7 +226,7 @@ for name, history in histories.items():
 # GDFQ has it at both widths, most clearly at 3 bits, where the paper has it *underfit*. There is no underfitting here, for a
 # 3-bit ResNet-20 on Fashion-MNIST loses 4 points where a 3-bit MobileNetV2 on ImageNet loses nearly everything. That AdaDFQ
 # ends lower in testing loss at both widths is as in the paper; after 300 rounds and on all 2,000 images the 3-bit accuracies
-# are within each other's interval. **At this scale Fig. 1 is not reproduced**: half of its testing side is.
+# are within each other's interval. **At this scale Fig. 1 is not reproduced**, but for the order of its testing losses.
 
 # %%
 for name in ("adadfq_3w3a", "gdfq_3w3a"):
