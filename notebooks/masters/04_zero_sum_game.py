@@ -201,7 +201,8 @@ both = {"G": history.total("generator"), "Q": history.total("student")}
 late = slice(60, None)
 r = np.corrcoef(both["G"][late], both["Q"][late])[0, 1]
 alt = f"Two falling curves of losses; after round 60 their correlation is {r:.2f}."
-lab.show(lab.figures.curves(both, history["round"], title="What the players minimise", x="round", y="loss", alt=alt))
+fig = lab.figures.curves(both, history["round"], title="What the players minimise", x="round", y="loss (log scale)", alt=alt)
+lab.show(fig.update_yaxes(type="log", exponentformat="power"))
 print(f"correlation of the two losses after round 60: {r:+.2f} (a zero-sum game has -1)")
 print(f"of what G minimises, L_BNS is {history['generator.bns'][late].mean() / both['G'][late].mean():.0%}")
 

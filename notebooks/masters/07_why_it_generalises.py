@@ -162,7 +162,7 @@ some = histories["AdaDFQ 3 bits"]
 at = np.isfinite(some["test.loss"]) & (some["round"] > 10)
 tests = {name: history["test.loss"][at] for name, history in histories.items()}
 ends = ", ".join(f"{name} {values[-1]:.2f}" for name, values in tests.items())
-labels = {"x": "round", "y": "cross-entropy on real images [nats]", "alt": f"Testing loss of four runs; it ends at: {ends}."}
+labels = {"x": "round", "y": "loss on real images [nats]", "alt": f"Testing loss of four runs; it ends at: {ends}."}
 lab.show(lab.figures.curves(tests, some["round"][at], title="Testing loss", **labels))
 
 # %% [markdown]
@@ -172,7 +172,7 @@ lab.show(lab.figures.curves(tests, some["round"][at], title="Testing loss", **la
 # %%
 trains = {name: history["train.loss"][at] for name, history in histories.items()}
 ends = ", ".join(f"{name} {values[-1]:.2f}" for name, values in trains.items())
-labels = {"x": "round", "y": "cross-entropy on generated images [nats]", "alt": f"Training loss; it ends at: {ends}."}
+labels = {"x": "round", "y": "loss on generated images [nats]", "alt": f"Training loss; it ends at: {ends}."}
 lab.show(lab.figures.curves(trains, some["round"][at], title="Training loss", **labels))
 
 # %% [markdown]
