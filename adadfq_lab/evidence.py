@@ -67,7 +67,7 @@ def fig1() -> Evidence:
     drawn = []
     for kind, what in (("train", "generated"), ("test", "real")):
         series = {name: history[f"{kind}.loss"][at] for name, history in histories.items()}
-        y = f"cross-entropy on {what} images [nats]"
+        y = f"loss on {what} images [nats]"
         words = ", ".join(f"{name} ends at {values[-1]:.2f}" for name, values in series.items())
         title = f"Fig. 1, {kind}ing loss"
         drawn.append(curves(series, some["round"][at], title=title, x="round", y=y, alt=f"{title}: {words} nats."))

@@ -29,7 +29,10 @@ def _entropies(g: torch.Generator) -> list[Case]:
 
 def _h_primes(g: torch.Generator) -> list[Case]:
     low = 0.4 * float(torch.rand((), generator=g))
-    return [(torch.rand(20, generator=g), Bounds(low, low + 0.4)), (torch.tensor([0.0, 1.0]), Bounds(0.1, 0.8))]
+    return [
+        (torch.rand(20, generator=g), Bounds(low, low + 0.4)),
+        (torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0]), Bounds(0.25, 0.75)),
+    ]
 
 
 def _ranges(g: torch.Generator) -> list[Case]:
@@ -80,7 +83,7 @@ def agreement(z_p: Tensor, z_q: Tensor) -> Tensor:
 
 def fitting_risk(h_prime: Tensor, bounds: Bounds) -> Tensor:
     """-1 where a sample invites underfitting (H' <= lambda_l), +1 where overfitting (H' >= lambda_u), 0 within; int64, (N,)."""
-    return (equations.hinge_upper(h_prime, bounds) > 0).long() - (equations.hinge_lower(h_prime, bounds) > 0).long()
+    return (h_prime >= bounds.upper).long() - (h_prime <= bounds.lower).long()
 
 
 def round_ste(x: Tensor) -> Tensor:
@@ -157,6 +160,10 @@ FOUNDATIONS = (
                 lambda p, q: p.softmax(-1) - q.softmax(-1), "This subtracts probabilities; Eq. (1) subtracts logits first."
             ),
             Mistake(lambda p, q: torch.softmax(p + q, -1), "This is p_as of Eq. (7), where P and Q agree."),
+            Mistake(
+                lambda p, q: (p - q).exp() / (p - q).exp().sum(),
+                "The sum runs over the whole batch here; every row is a vector of its own and sums to 1.",
+            ),
         ),
         plot=True,
     ),
@@ -187,7 +194,14 @@ FOUNDATIONS = (
         "low = H.min(), high = math.log(C); return (H - low) / (high - low).",
         (
             Mistake(_no_floor, "This divides by log C only; Eq. (3) subtracts the batch's minimum above and below."),
+            Mistake(
+                lambda h, c: (h - h.min()) / math.log(c),
+                "The minimum is subtracted above only; below, too, it is log C - H_min, or H' never reaches 1.",
+            ),
             Mistake(_own_maximum, "The maximum is the constant log C, not the largest entropy of the batch."),
+            Mistake(
+                lambda h, c: (h - h.min()) / (math.log2(c) - h.min()), "This log C is in bits; H is in nats, so it is math.log."
+            ),
             Mistake(
                 lambda h, c: 1 - equations.normalized_entropy(h, c),
                 "This is the adaptability H_nor = 1 - H'; what is asked for is H'.",
@@ -205,7 +219,14 @@ FOUNDATIONS = (
             Mistake(
                 lambda h, b: -fitting_risk(h, b), "The ends are swapped: H' near 0 is *dis*agreement, the underfitting side."
             ),
-            Mistake(lambda h, b: (h < b.lower).long() + (h > b.upper).long(), "Both ends get the same number."),
+            Mistake(lambda h, b: (h <= b.lower).long() + (h >= b.upper).long(), "Both ends get the same number."),
+            Mistake(
+                lambda h, b: (h > b.upper).long() - (h < b.lower).long(),
+                "Right but for samples that lie on a bound: Eq. (10) wants H' strictly within, so they are outside.",
+            ),
+            Mistake(
+                lambda h, b: fitting_risk(1 - h, b), "This is right for H_nor = 1 - H'; what is given, and bounded, is H'."
+            ),
             Mistake(
                 lambda h, b: b.contains(h).long(), "This says which samples lie within; asked is on which side the others are."
             ),
@@ -237,6 +258,17 @@ FOUNDATIONS = (
                 "2^n levels have 2^n - 1 steps between them.",
             ),
             Mistake(
+                lambda low, high, b: ((high - low) / (2**b - 1), -(2 ** (b - 1)) + (low / ((high - low) / (2**b - 1))).round()),
+                "The code of 0 lies *above* quant_min by -low / scale steps: low / scale is subtracted.",
+            ),
+            Mistake(
+                lambda low, high, b: (
+                    (high - low) / (2 ^ b - 1),
+                    -(2 ^ (b - 1)) - (low / ((high - low) / (2 ^ b - 1))).round(),
+                ),
+                "In Python ^ is no power but XOR: write 2**bits.",
+            ),
+            Mistake(
                 lambda low, high, b: quantizer.qparams(low, high, b, zero_point="real"),
                 "The zero point is not rounded; then no code stands for 0 exactly.",
             ),
@@ -256,6 +288,18 @@ FOUNDATIONS = (
             Mistake(
                 lambda x, s, z, b: (x / s + z).round().to(torch.int32),
                 "Codes beyond the grid are not clamped, and do not fit into the bits.",
+            ),
+            Mistake(
+                lambda x, s, z, b: quantizer.codes(x, s, -z, b),
+                "The zero point is subtracted; the code of 0 is zero_point, so it is added.",
+            ),
+            Mistake(
+                lambda x, s, z, b: (x / s + z).round().clamp(0, 2**b - 1).to(torch.int32),
+                "These codes begin at 0; signed codes begin at -2^(n-1).",
+            ),
+            Mistake(
+                lambda x, s, z, b: (x / s + z).floor().clamp(*quantizer.quant_range(b)).to(torch.int32),
+                "This rounds down; asked for is the nearest code.",
             ),
             Mistake(
                 lambda x, s, z, b: (x / s + z).clamp(*quantizer.quant_range(b)).to(torch.int32),
@@ -301,6 +345,10 @@ FOUNDATIONS = (
                 lambda u: (u.mean((2, 3)), u.var((2, 3), unbiased=False)),
                 "The samples were not averaged over: batch statistics have one number a channel.",
             ),
+            Mistake(
+                lambda u: (u.mean((0, 2, 3)), u.var((2, 3), unbiased=False).mean(0)),
+                "A mean of the samples' variances leaves out how far the samples' means lie apart: take all dims at once.",
+            ),
         ),
     ),
     Exercise(
@@ -321,6 +369,14 @@ FOUNDATIONS = (
             Mistake(
                 lambda s: len(s) * equations.loss_bns(s, reduction="mean"),
                 "This adds up the layers; asked for is their mean.",
+            ),
+            Mistake(
+                lambda s: equations.loss_bns(s, reduction="sum") / len(s),
+                "Channels are summed here; asked for is their mean within each layer.",
+            ),
+            Mistake(
+                lambda s: torch.cat([(m.mean - m.running_mean) ** 2 + (m.var - m.running_var) ** 2 for m in s]).mean(),
+                "All channels count alike here, so wide layers count more: average within each layer first, then over layers.",
             ),
         ),
     ),
@@ -343,6 +399,7 @@ FOUNDATIONS = (
         "F.cross_entropy(z_p, y) + 0.1 * bns.",
         (
             Mistake(lambda z, y, b: F.cross_entropy(z, y) + b, "The weight 0.1 of L_BNS is missing."),
+            Mistake(lambda z, y, b: 0.1 * F.cross_entropy(z, y) + b, "The weight 0.1 belongs to L_BNS, not to the label term."),
             Mistake(
                 lambda z, y, b: F.cross_entropy(z.softmax(-1), y) + 0.1 * b,
                 "cross_entropy takes logits and does the softmax itself.",

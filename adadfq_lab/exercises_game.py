@@ -122,6 +122,10 @@ GAME = (
                 lambda a, b, c: (a.mean() - b.mean(), a.mean() - c.mean()),
                 "Delta_Q begins where G's step ended, not where the round began.",
             ),
+            Mistake(
+                lambda a, b, c: (a.mean() - b.mean(), c.mean() - b.mean()),
+                "Delta_G is right. Delta_Q, too, is a change of disagreement: where Q does well it is negative.",
+            ),
             Mistake(lambda a, b, c: (a.sum() - b.sum(), b.sum() - c.sum()), "These are sums over the batch; take means."),
         ),
     ),
@@ -137,6 +141,7 @@ GAME = (
                 "The players are swapped: in Eq. (5) G moves on the left and can only lose, Q on the right.",
             ),
             Mistake(lambda v, g, q: all(x <= v for x in g), "Only G's moves were looked at; Q must not gain either."),
+            Mistake(lambda v, g, q: all(x >= v for x in q), "Only Q's moves were looked at; G must not gain either."),
             Mistake(
                 lambda v, g, q: any(x <= v for x in g) and any(x >= v for x in q),
                 "Eq. (5) holds for *all* moves, not for some.",
@@ -151,6 +156,10 @@ GAME = (
         "F.cross_entropy takes logits: those of p_ds are z_p - z_q.",
         (
             Mistake(lambda p, q, y: F.cross_entropy(q - p, y), "The logits are turned round: P is to see y and Q to miss it."),
+            Mistake(lambda p, q, y: F.cross_entropy(p + q, y), "This is L_as of Eq. (8); disagreement subtracts the logits."),
+            Mistake(
+                lambda p, q, y: F.cross_entropy(p - q, y, reduction="sum"), "This is a sum over the batch; E[...] is a mean."
+            ),
             Mistake(
                 lambda p, q, y: F.cross_entropy((p - q).softmax(-1), y),
                 "F.cross_entropy applies the softmax itself; give it the logits z_p - z_q.",
@@ -238,6 +247,10 @@ GAME = (
             ),
             Mistake(lambda h, bal, bns, b: equations.hinge(h, b).sum() + bal + bns, "The hinge is summed; E[...] is a mean."),
             Mistake(lambda h, bal, bns, b: equations.hinge(h, b).mean() + bal, "L_BNS is missing."),
+            Mistake(
+                lambda h, bal, bns, b: equations.hinge(h, b).mean() + bal + 0.1 * bns,
+                "0.1 is GDFQ's weight of L_BNS; here gamma is 1.",
+            ),
         ),
     ),
     Exercise(
@@ -277,6 +290,9 @@ GAME = (
         (
             Mistake(lambda c, a, t: (c / t) ** a, "n**rate = capacity / target, so the root is the power 1/rate."),
             Mistake(lambda c, a, t: c / t, "This is right for rate 1 only."),
+            Mistake(
+                lambda c, a, t: math.ceil((c / t) ** (1 / a)), "This is rounded up; asked for is n as the formula gives it."
+            ),
         ),
     ),
 )

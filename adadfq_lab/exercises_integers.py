@@ -1,7 +1,5 @@
 """The graded exercises of notebook 10: a batch norm folded, a convolution in integers, its sums rounded, its weights packed."""
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -72,12 +70,6 @@ def requantize(acc: Tensor, scale: Tensor, bias: Tensor, step: float, bits: int)
     return (y / step).round().clamp(0, 2**bits - 1).to(torch.int32)
 
 
-def _with_type(function: Any, *arguments: Any) -> Any:
-    """The result and the type of its numbers, which must be integers."""
-    out = function(*arguments)
-    return (out, str(out.dtype)) if isinstance(out, Tensor) else out
-
-
 def _conv(q_x: Tensor, q_w: Tensor) -> Tensor:
     return F.conv2d(q_x, q_w, padding=1)
 
@@ -113,6 +105,10 @@ INTEGERS = (
             ),
             Mistake(lambda s, g, b, m, v: (s * g / (v + EPS).sqrt(), b - m), "The mean, too, is multiplied by a: b - a mean."),
             Mistake(
+                lambda s, g, b, m, v: (s * g / (v + EPS).sqrt(), b - m * s * g / (v + EPS).sqrt()),
+                "The mean is that of u, which has its scale already: it is multiplied by a only.",
+            ),
+            Mistake(
                 lambda s, g, b, m, v: (s * g.abs() / (v + EPS).sqrt(), b - m * g / (v + EPS).sqrt()),
                 "A negative gamma turns its channel round: the scale is negative there.",
             ),
@@ -139,7 +135,6 @@ INTEGERS = (
                 "The sums are right and floats; an integer layer has none.",
             ),
         ),
-        observe=_with_type,
     ),
     Exercise(
         "requantize",
@@ -162,11 +157,18 @@ INTEGERS = (
                 "Negative codes are left: the ReLU is the clamp at 0.",
             ),
             Mistake(
+                lambda a, s, b, w, n: ((a * s + b) / w).round().clamp(0, 2**n - 1).to(torch.int32),
+                "Here scale and bias run along the width; .view(-1, 1, 1) puts them along the channels.",
+            ),
+            Mistake(
+                lambda a, s, b, w, n: ((a * s.view(-1, 1, 1) + b.view(-1, 1, 1)) / w).round().clamp(min=0).to(torch.int32),
+                "Codes above 2^bits - 1 do not fit into the bits: clamp at both ends.",
+            ),
+            Mistake(
                 lambda a, s, b, w, n: requantize(a, s, b, w, n).clamp(max=2 ** (n - 1) - 1),
                 "Codes here begin at 0, so the largest is 2^bits - 1, not 2^(bits-1) - 1.",
             ),
         ),
-        observe=_with_type,
     ),
     Exercise(
         "pack_bits",
@@ -181,6 +183,5 @@ INTEGERS = (
             ),
             Mistake(lambda q, b: (q.to(torch.int32) + 2 ** (b - 1)).to(torch.uint8), "One code a byte: nothing is saved yet."),
         ),
-        observe=_with_type,
     ),
 )

@@ -155,6 +155,7 @@ METHODS_COMPARED = (
                 lambda a, b, t: _interval(a, b, t * math.sqrt(_variance(a, 0) / len(a) + _variance(b, 0) / len(b))),
                 "Divide the sum of squares by n - 1: the mean was taken from the same few numbers.",
             ),
+            Mistake(lambda a, b, t: _interval(a, b, difference_of_means(a, b, 1.0)[1]), "Student's quantile t is missing."),
             Mistake(
                 lambda a, b, t: _interval(a, b, t * (math.sqrt(_variance(a) / len(a)) + math.sqrt(_variance(b) / len(b)))),
                 "Here two half-widths are added; it is variances that add, so the interval is narrower than that.",
@@ -189,6 +190,10 @@ METHODS_COMPARED = (
                 "The hinge is missing: without max(., 0) G gains from any disagreement, however wild.",
             ),
             Mistake(
+                _with(apart=lambda r: torch.relu(TAU - _apart(r).detach()).mean()),
+                "The value is right, but the hinge has no gradient: v must not be detached.",
+            ),
+            Mistake(
                 _with(label=lambda r: F.cross_entropy(r.student_logits, r.labels)),
                 "The label term asks P, not Q, for the class: Q is what is to be taught.",
             ),
@@ -212,6 +217,11 @@ METHODS_COMPARED = (
         (
             Mistake(
                 lambda r: {"match": _apart(r).sum()}, "This is a sum over the batch; E[v] is a mean, or the step grows with N."
+            ),
+            Mistake(lambda r: {"match": 2 * _apart(r).mean()}, "The half of v is missing."),
+            Mistake(
+                lambda r: {"match": 0.5 * F.mse_loss(r.student_logits, r.teacher_logits)},
+                "Not centred: v takes the mean over classes off first.",
             ),
             Mistake(
                 lambda r: student_loss(r) | {"label": F.cross_entropy(r.student_logits, r.labels)},

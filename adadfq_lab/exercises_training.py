@@ -77,6 +77,10 @@ TRAINING = (
                 lambda r, w, a, b, e, s: w * a + (r - w) * b + (r // e) * s,
                 "In the warm-up nothing is measured: take off the multiples of `every` up to `warmup`.",
             ),
+            Mistake(
+                lambda r, w, a, b, e, s: w * a + (r - w) * b + (r - w) // e * s,
+                "The looks are at multiples of `every`, counted from the first round, not from the end of the warm-up.",
+            ),
             Mistake(lambda r, w, a, b, e, s: w * a + (r - w) * b, "The looks at the test images are missing."),
         ),
     ),
@@ -93,6 +97,7 @@ TRAINING = (
             ),
             Mistake(lambda g, q: 4 * (3 * g + 2 * q) / MB, "Every weight has a gradient beside it as well."),
             Mistake(lambda g, q: (4 * g + 3 * q) / MB, "A float32 has four bytes."),
+            Mistake(lambda g, q: 4 * (4 * g + 3 * q) / 10**6, "An MB here has 2^20 bytes, not 10^6."),
         ),
     ),
 )

@@ -115,7 +115,8 @@ def scatter(groups: Mapping[str, tuple[Numbers, Numbers]], *, title: str, x: str
 def curves(series: Mapping[str, Numbers], at: Numbers, *, title: str, x: str, y: str, alt: str = "") -> go.Figure:
     """Lines over the common positions `at`; P, Q and G keep their colours, the dash patterns differ throughout."""
     fig = style.figure(title, x, y, alt=alt)
-    for i, (name, values) in enumerate(series.items()):
+    first = len(style.PLAYER) if series.keys() & style.PLAYER.keys() else 0  # beside players, others have none of their looks
+    for i, (name, values) in enumerate(series.items(), first):
         pen = style.line(name) if name in style.PLAYER else {"color": style.OKABE_ITO[i % 8], "dash": style.DASHES[i % 6]}
         fig.add_scatter(x=_array(at), y=_array(values), mode="lines", name=name, line=pen)
     return fig
@@ -216,7 +217,7 @@ def image_grid(images: Tensor, columns: Sequence[str], *, rows: Sequence[str] = 
     alt = f"{title}: a grid of {n} images; columns ({x}): {', '.join(columns)}; rows ({y}): {', '.join(labels)}."
     fig = style.figure(title, x, y, alt=alt, height=110 + max(1, count) * 78)
     fig.add_trace(go.Image(source=_png(sheet), hoverinfo="skip"))
-    axis = {"showgrid": False, "showline": False, "ticks": ""}
+    axis = {"showgrid": False, "showline": False, "ticks": "outside", "ticklen": 5, "tickcolor": style.CLEAR}
     fig.update_xaxes(tickvals=[(i + 0.5) * (width + 2) for i in range(len(columns))], ticktext=list(columns), **axis)
     fig.update_yaxes(tickvals=[(i + 0.5) * (height + 2) for i in range(count)], ticktext=labels, **axis)
     return fig
@@ -239,7 +240,7 @@ def bns_by_layer(distances: Mapping[str, Numbers], *, title: str = "Distance fro
     for i, (name, d) in enumerate(distances.items()):
         pen = {"color": style.OKABE_ITO[i % 8], "dash": style.DASHES[i % 6]}
         fig.add_scatter(x=np.arange(1, len(_array(d)) + 1), y=_array(d), mode="lines+markers", name=name, line=pen)
-    fig.update_yaxes(type="log")
+    fig.update_yaxes(type="log", exponentformat="power")
     return fig
 
 

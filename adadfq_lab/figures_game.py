@@ -42,4 +42,4 @@ def bars(values: Mapping[str, float], *, title: str, x: str, y: str, errors: Arr
     numbers = [f"{value:.2f}" for value in values.values()]
     fig.add_bar(x=list(values), y=list(values.values()), text=numbers, textposition="auto", error_y=interval, showlegend=False)
     fig.data[0].marker.color = style.BLUE
-    return fig
+    return fig if errors is None else fig.update_traces(textposition="inside", insidetextanchor="middle")  # clear of intervals

@@ -3,10 +3,11 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
-from adadfq_lab import check, course, progress
+from adadfq_lab import check, course, packing, progress, quantizer
 from adadfq_lab.errors import UserError
 from adadfq_lab.exercises import EXERCISES
 from adadfq_lab.grading import SEEDS, Exercise, Mistake, examine
@@ -130,6 +131,36 @@ def test_several_results_are_compared_one_by_one():
     assert examine(pair, lambda x: [x, 2 * x]).passed
     assert "result 2" in examine(pair, lambda x: (x, x)).text
     assert "expected 2 results" in examine(pair, lambda x: x).text
+
+
+def test_right_answers_of_numpy_pass():
+    """numpy's arrays, floats and booleans are numbers too, and a pair may come as one array."""
+    assert check.p_ds(lambda p, q: np.exp((p - q).numpy()) / np.exp((p - q).numpy()).sum(1, keepdims=True)).passed
+    assert check.game_value(lambda h: np.float32(np.mean(1 - h.numpy()))).passed
+    assert check.is_equilibrium(lambda v, g, q: np.all(np.array(g) <= v) and np.all(np.array(q) >= v)).passed
+    assert check.gains(lambda a, b, c: np.array([(a - b).mean(), (b - c).mean()])).passed
+
+
+def test_floats_are_no_integers():
+    """Where integers are asked for, right numbers of another type are told from wrong ones; any width will do."""
+    verdict = check.codes(lambda x, s, z, b: quantizer.codes(x, s, z, b).float())
+    assert "the numbers are right, but their type is torch.float32" in verdict.text
+    assert check.codes(lambda x, s, z, b: quantizer.codes(x, s, z, b).long()).passed
+    assert "asked for is torch.uint8" in check.pack_bits(lambda q, b: packing.pack_bits(q, b).long()).text
+
+
+def test_error_of_torch_is_not_taken_for_an_unwritten_answer():
+    """torch raises NotImplementedError too, as for the difference of two bool tensors: that is no stub."""
+    verdict = check.fitting_risk(lambda h, b: (h >= b.upper) - (h <= b.lower))
+    assert not verdict.passed
+    assert "not written yet" not in verdict.text
+
+
+def test_one_of_two_mistakes_is_named():
+    """Bits instead of nats is called by its name although NaN at p = 0 is a second mistake, in a later case."""
+    verdict = check.entropy(lambda p: -(p * p.log2()).sum(-1))
+    assert "These are bits" in verdict.text
+    assert "take .values" in check.channel_range(lambda w: (w.flatten(1).min(1), w.flatten(1).max(1))).text
 
 
 def test_hint_comes_after_the_second_failure():

@@ -219,6 +219,12 @@ def test_histograms_add_up_to_a_hundred_percent():
     assert [float(np.sum(trace.y)) for trace in fig.data] == pytest.approx([100, 100])
 
 
+def test_lines_beside_players_look_like_none_of_them():
+    """Of players and others in one figure no two lines share a colour, or a dash pattern."""
+    lines = [trace.line for trace in figures.curves({"G": [1], "Q": [2], "sum": [3]}, [0], title="t", x="x", y="y").data]
+    assert len({line.color for line in lines}) == len({line.dash for line in lines}) == 3
+
+
 def test_training_curves_draw_the_records(records):
     """Mean H', its quantiles and the agreement of each round are those of the records, the bounds those in force."""
     lines = {trace.name: trace for trace in figures.training_curves(records).data}

@@ -57,8 +57,8 @@ same = z_p.argmax(dim=-1) == z_q.argmax(dim=-1)
 print(f"{N} images, {C} classes; at 3 bits Q says what P says on {100 * same.float().mean():.1f} % of them")
 
 # %% [markdown]
-# The two networks mostly say the same. By **Definition 1** a *disagreement sample* is one that P gets right and Q does not say
-# what P says. Let us take the first one.
+# The two networks mostly say the same. By **Definition 1** a *disagreement sample* is one that P gets right and on which Q
+# says something else. Let us take the first one.
 
 # %%
 right = z_p.argmax(dim=-1) == data.labels

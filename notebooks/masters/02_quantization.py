@@ -189,7 +189,7 @@ bits = list(range(2, 9))
 by_bits = {"stage1.0.conv1": [error(layer.weight.detach(), *lab.weight_qparams(layer.weight, b), b) for b in bits]}
 by_bits["halved with each bit"] = [by_bits["stage1.0.conv1"][-1] * 2 ** (8 - b) for b in bits]
 fig = lab.figures.curves(by_bits, bits, title="Each bit halves the error", x="bits", y="rounding error [% of the weights]")
-lab.show(fig.update_yaxes(type="log"))
+lab.show(fig.update_yaxes(type="log", tickvals=[1, 2, 5, 10, 20, 50]))
 
 # %% [markdown]
 # *Read it:* on a logarithmic axis the error falls along a straight line, by a factor of two for each bit. Nothing dramatic
@@ -276,7 +276,8 @@ lab.show(lab.figures.curves(slopes, line, title="Two straight-through gradients,
 
 # %% [markdown]
 # *Read it:* `identity` passes every gradient, also of values beyond the range, which the forward pass clipped; `clipped`
-# stops those. The paper does not say which; the released code has `identity`, and so is it here unless you ask for the other.
+# stops those, from half a step beyond the outermost levels on. The paper does not say which; the released code has
+# `identity`, and so is it here unless you ask for the other.
 
 # %% [markdown]
 # ## 6 · The cliff (6 minutes)

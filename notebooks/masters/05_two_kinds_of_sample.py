@@ -142,9 +142,9 @@ lab.show(lab.figures.curves(per_sample, gap, title="One sample", x="z_p - z_q at
 
 # %% [markdown]
 # *Read it:* to the right P is surer of class y than Q: L_ds is small, L_as grows, and the entropy falls. To the left Q is
-# surer than P, which L_ds punishes though the entropy is just as low: L_ds wants disagreement *of one sign*. Where they
-# agree, in the middle, H_info is log 10. So minimising L_ds lowers H' and minimising L_as raises it: the arrows of the
-# paper's Fig. 2.
+# surer than P. L_ds punishes that; the entropy hardly sees it, for p_ds then misses one class of ten: log 9 instead of log
+# 10, its value in the middle, where they agree. So minimising L_ds lowers H' and minimising L_as raises it: the arrows of
+# the paper's Fig. 2.
 
 # %%
 names = {"AdaDFQ": "adadfq_3w3a", "case A: no L_as": "no_as_3w3a", "case B: no L_ds": "no_ds_3w3a"}
@@ -164,9 +164,10 @@ for name, history in recorded.items():
     print(f"{name:16} mean H' {h.mean():.2f}, H_info {nats.mean():.2f} nats; L_ds, L_as, L_BNS as weighted: {losses}")
 
 # %% [markdown]
-# *Read it:* in H' and in nats the three hardly differ, and not in the paper's order: the clear separation of Fig. 5 does not
-# show at this scale. The losses say why. L_BNS is still six to eight times each of the others: in 150 rounds G has followed
-# P's memory, and taking L_ds or L_as away takes little away. (nan: left out.) The paper's G had 400 epochs on ImageNet.
+# *Read it:* in H' and in nats the three hardly differ, and H' not in the paper's order (A, AdaDFQ, B): the clear separation
+# of Fig. 5 does not show at this scale. The losses say why. L_BNS is still six to eight times each of the others: in 150
+# rounds G has followed P's memory, and taking L_ds or L_as away takes little away. (nan: left out.) The paper's G had 400
+# epochs on ImageNet.
 
 # %% [markdown]
 # ## 5 · Taking things away (8 minutes)

@@ -15,7 +15,7 @@
 #
 # | symbol | in code | what it is | source |
 # |---|---|---|---|
-# | | `lab.recipes.recipe(name)` | a published schedule, one cell of Table 2 | Section 4.1 |
+# | | `lab.recipes.recipe(name)` | a published schedule, one cell of Table 2 | section 3.1 |
 # | N | `config.schedule.batch` | images a round | |
 # | | `config.schedule.warmup` | rounds in which only G learns | |
 # | λ_l, λ_u | `config.lower`, `config.upper` | the band, where a recipe moves it | Eq. (10) |

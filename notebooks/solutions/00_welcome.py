@@ -56,7 +56,7 @@ lab.check_env()
 # The lines above say what runs here. If they appeared, everything the course needs is installed. Run a cell with Shift+Enter;
 # run them in order. A few habits that help:
 #
-# - A cell is stopped with the square button, or by Interrupt in the Kernel menu. Nothing here takes longer than two minutes.
+# - A cell is stopped with the square button, or by Interrupt in the Kernel menu. Nothing here takes longer than three minutes.
 # - Below each figure there is a description to unfold, for those who cannot see it and those who want the numbers.
 # - `ADADFQ_LAB_FAST=1`, set before the kernel starts, cuts everything short: seconds instead of minutes, and pictures to match.
 

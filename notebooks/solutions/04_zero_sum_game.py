@@ -184,7 +184,7 @@ alt = f"Three lines: the summed gains of G end at {g.sum():.1f} nats, those of Q
 lab.show(lab.figures.curves(series, at, title="Gains, added up", x="round", y="cumulative gain [nats]", alt=alt))
 
 # %% [markdown]
-# *Read it:* G's line ends above zero, Q's below, and the sum stays near it, as in the paper's Fig. 3(a). How near is near?
+# *Read it:* G's line ends above zero, Q's below, and the sum lies between them, as in the paper's Fig. 3(a). Is it near zero?
 # The rule, fixed before looking (`adadfq evidence fig3`): both signs in most rounds, and a sum of at most 10 % of the way
 # that both players moved.
 
@@ -195,23 +195,27 @@ for name, gain in (("G", g), ("Q", q)):
     print(f"{name}: {gain.sum():+.2f} ± {1.96 * gain.std() * len(gain) ** 0.5:.2f} nats in {len(gain)} rounds (95 %)")
 
 # %% [markdown]
-# By that rule Fig. 3 is reproduced. Now look at the intervals: G's sum cannot be told from zero, Q's hardly. Two players who
-# achieve next to nothing have gains that cancel, too. Most of what G minimises is L_BNS (the figure below counts), so its
-# steps raise the disagreement by the way only. The same game with L_BNS *averaged*, as released, was recorded as well:
+# By that rule Fig. 3 is reproduced. Now look at the intervals: G's sum cannot be told from zero, Q's hardly, and the sum of
+# both is as large as G's. Two players who achieve next to nothing have gains that cancel, too. Most of what G minimises is
+# L_BNS (the figure below counts), so its steps raise the disagreement by the way only. The same game with L_BNS *averaged*,
+# as released, was recorded as well:
 
 # %%
 averaged = lab.load_recording("adadfq_averaged").history
 for name, one in {"summed": history, "averaged": averaged}.items():
-    of_g, of_q = (float(one[column][measured].sum()) for column in ("gain_g", "gain_q"))
+    moves = [one[column][measured] for column in ("gain_g", "gain_q")]
+    of_g, of_q = (float(move.sum()) for move in moves)
+    part = abs(of_g + of_q) / sum(np.abs(move).sum() for move in moves)
     change = float(one["entropy"][60:80].mean() - one["entropy"][-20:].mean())  # of log C - H_info
-    print(f"L_BNS {name:8}: gains G {of_g:+.2f}, Q {of_q:+.2f}, both {of_g + of_q:+.2f} nats; disagreement {change:+.2f}")
+    print(f"L_BNS {name:8}: gains G {of_g:+.2f}, Q {of_q:+.2f}, both {of_g + of_q:+.2f} nats, {part:.0%} of the way")
+    print(f"{'':15} the disagreement itself changed by {change:+.2f} nats")
 
 # %% [markdown]
-# Averaged, G raises the disagreement, Q does not lower it, and the sum is as large as G's part: not reproduced. One divisor
-# in one loss term decides.
+# Averaged, G raises the disagreement, Q does not lower it, and the sum is half of the way: not reproduced. One divisor in one
+# loss term decides.
 #
-# And though both players' gains add up to eight nats there, the disagreement *fell*. A gain is measured on the z and y of its
-# own round, which G has just been fitted to; the next round draws new ones, where most of that gain is gone.
+# And though both players' gains add up to more than eight nats there, the disagreement *fell*. A gain is measured on the z
+# and y of its own round, which G has just been fitted to; the next round draws new ones, where most of that gain is gone.
 #
 # What is zero-sum here, and what is not:
 #
@@ -227,7 +231,8 @@ both = {"G": history.total("generator"), "Q": history.total("student")}
 late = slice(60, None)
 r = np.corrcoef(both["G"][late], both["Q"][late])[0, 1]
 alt = f"Two falling curves of losses; after round 60 their correlation is {r:.2f}."
-lab.show(lab.figures.curves(both, history["round"], title="What the players minimise", x="round", y="loss", alt=alt))
+fig = lab.figures.curves(both, history["round"], title="What the players minimise", x="round", y="loss (log scale)", alt=alt)
+lab.show(fig.update_yaxes(type="log", exponentformat="power"))
 print(f"correlation of the two losses after round 60: {r:+.2f} (a zero-sum game has -1)")
 print(f"of what G minimises, L_BNS is {history['generator.bns'][late].mean() / both['G'][late].mean():.0%}")
 
