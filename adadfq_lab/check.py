@@ -15,7 +15,7 @@ from typing import Any
 
 from adadfq_lab.errors import UserError
 from adadfq_lab.exercises import EXERCISES
-from adadfq_lab.files import write_asked_for
+from adadfq_lab.files import write_atomically
 from adadfq_lab.grading import Exercise, Function, Verdict, examine
 
 
@@ -73,7 +73,7 @@ class Progress:
         for name in mine.keys() & before.keys():
             mine[name]["passed"] |= before[name]["passed"]
             mine[name]["attempts"] = max(mine[name]["attempts"], before[name]["attempts"])
-        write_asked_for(path, (json.dumps({"exercises": mine}, indent=1) + "\n").encode())
+        write_atomically(path, (json.dumps({"exercises": mine}, indent=1) + "\n").encode())
 
     def _rows(self) -> Iterator[tuple[str, str, str]]:
         for name, row in self.as_json()["exercises"].items():

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import plotly.graph_objects as go
 
-from adadfq_lab.files import write_asked_for
+from adadfq_lab.files import write_atomically
 from adadfq_lab.style import GREY, STUDENT, TEACHER, figure, page
 from adadfq_lab.tables import Row, Summary, summaries
 
@@ -69,4 +69,4 @@ def write_table_figure(rows: Sequence[Row], path: Path) -> None:
     tables: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
         tables.setdefault((row.dataset, row.budget, row.fidelity, row.bits), []).append(row)
-    write_asked_for(path, page("adadfq table", map(table_figure, tables.values())).encode())
+    write_atomically(path, page("adadfq table", map(table_figure, tables.values())).encode())

@@ -23,9 +23,12 @@ FORMAT = "adadfq 1"
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a temporary file beside `path`, syncs it and renames it: readers see the old file or the new, nothing between."""
-    if path.is_dir() or not path.parent.is_dir():
-        raise UserError(f"cannot write {path}; name a file in a folder that exists")
+    """Writes a temporary file beside `path`, syncs it and renames it: readers see the old file or the new, nothing between.
+
+    Raises UserError where no file can be of that name, and OSError where the disk is full.
+    """
+    if path.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK) or not path.parent.is_dir():
+        raise UserError(f"cannot write {path}; name a file in a folder that exists and can be written to")
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -37,14 +40,6 @@ def write_atomically(path: Path, content: bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-
-
-def write_asked_for(path: Path, content: bytes) -> None:
-    """`write_atomically` to a path that a user chose; raises UserError where it cannot be written."""
-    try:
-        write_atomically(path, content)
-    except OSError as error:
-        raise UserError(f"cannot write {path} ({error.strerror}); choose another place") from None
 
 
 def renewed(text: str, begin: str, end: str, content: str) -> str:

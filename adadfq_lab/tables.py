@@ -22,7 +22,7 @@ from typing import Any, Literal
 from adadfq_lab.data import stub_path
 from adadfq_lab.errors import UserError
 from adadfq_lab.fields import build
-from adadfq_lab.files import write_asked_for
+from adadfq_lab.files import write_atomically
 from adadfq_lab.methods import every_method, make_method
 from adadfq_lab.runs import RunConfig, read_config
 from adadfq_lab.schedule import Schedule
@@ -208,7 +208,7 @@ def write_rows(path: Path, rows: Iterable[Row]) -> list[Row]:
     kept = {old.key: old for old in read_rows(path)} | {new.key: new for new in rows}
     ordered = [kept[key] for key in sorted(kept)]
     lines = ",\n".join(json.dumps(dataclasses.asdict(one)) for one in ordered)
-    write_asked_for(path, f"[\n{lines}\n]\n".encode())
+    write_atomically(path, f"[\n{lines}\n]\n".encode())
     return ordered
 
 

@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from adadfq_lab.errors import UserError
 from adadfq_lab.estimates import duration
-from adadfq_lab.files import write_asked_for
+from adadfq_lab.files import write_atomically
 from adadfq_lab.runs import RunConfig, read_config
 
 LATELY = 200  # rounds that "now" is an average over
@@ -198,7 +198,7 @@ def watch(folder: Path, *, every: float = 2.0, page: Path | None = None) -> Stat
 def write_page(path: Path, frame: str, every: float) -> None:
     """`frame` as a web page that loads itself again."""
     text = f'<!doctype html><meta charset="utf-8"><meta http-equiv="refresh" content="{max(1, round(every))}">'
-    write_asked_for(path, f"{text}<title>adadfq</title><pre style='font-size: 1.2rem'>{html.escape(frame)}</pre>\n".encode())
+    write_atomically(path, f"{text}<title>adadfq</title><pre style='font-size: 1.2rem'>{html.escape(frame)}</pre>\n".encode())
 
 
 # To a tracker

@@ -246,5 +246,5 @@ def test_a_foreign_file_is_not_overwritten(tmp_path, content):
 
 
 def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
-    with pytest.raises(UserError, match=r"^cannot write .*p\.json \(No such file or directory\); choose another place$"):
+    with pytest.raises(UserError, match=r"^cannot write .*p\.json; name a file in a folder that exists and can be written to$"):
         progress().save(tmp_path / "nowhere" / "p.json")

@@ -200,6 +200,6 @@ def test_facts_must_be_json(tmp_path):
 def test_a_place_where_no_file_can_be_is_one_line_and_leaves_nothing(where, tmp_path):
     """A folder, a folder that is not there, a folder that is a file."""
     (tmp_path / "taken").write_bytes(b"")
-    with pytest.raises(UserError, match=r"^cannot write .*; name a file in a folder that exists$"):
+    with pytest.raises(UserError, match=r"^cannot write .*; name a file in a folder that exists and can be written to$"):
         write_atomically(tmp_path / where, b"x")
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]

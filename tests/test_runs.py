@@ -308,11 +308,11 @@ def test_whoever_handles_ctrl_c_keeps_it():
 # Refused
 
 
-def refused(config: RunConfig, folder: Path, what: str, **options: Any) -> None:
+def refused(config: RunConfig, folder: Path, what: str, change: dict[str, Any] | None = None, **options: Any) -> None:
     """One line that says `what`; the folder's parent is left as it was."""
     before = {path: path.stat().st_mtime_ns for path in folder.parent.rglob("*")}
     with pytest.raises(UserError, match=what) as caught:
-        run(config, folder, quiet=True, **options)
+        run(dataclasses.replace(config, **(change or {})), folder, quiet=True, **options)
     assert "\n" not in str(caught.value)
     assert {path: path.stat().st_mtime_ns for path in folder.parent.rglob("*")} == before
 
@@ -334,7 +334,7 @@ def refused(config: RunConfig, folder: Path, what: str, **options: Any) -> None:
 )
 def test_a_wrong_option_leaves_nothing_behind(wrong, what, config, tmp_path):
     """Neither a folder nor a file; so the corrected command runs under the same name."""
-    refused(dataclasses.replace(config, **wrong), tmp_path / "run", what)
+    refused(config, tmp_path / "run", what, wrong)
     assert files(tmp_path) == set()
 
 

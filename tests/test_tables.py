@@ -123,10 +123,7 @@ def test_the_command_prints_the_results_of_a_file(tmp_path, capsys):
         (["--play", "--dataset", "mnist"], "no teacher is shipped for 'mnist'"),
         (["--results", "nowhere.json"], "there is no results file nowhere.json; make it with --play"),
         (["--results", "."], ". is damaged or of another version of adadfq; move it away"),
-        (
-            ["--figure", "nowhere/table.html"],
-            "cannot write nowhere/table.html (No such file or directory); choose another place",
-        ),
+        (["--figure", "nowhere/table.html"], "cannot write nowhere/table.html; name a file in a folder that exists"),
         (["--play", "--workers", "0", "--dataset", "fashion_mnist"], "workers must be at least 1"),
     ],
 )

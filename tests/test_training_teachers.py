@@ -185,12 +185,12 @@ def test_a_damaged_or_foreign_resume_file_is_refused(folder):
     [
         ({"network": "resnet1202"}, "no network is called 'resnet1202'; choose from resnet20, resnet8"),
         ({"data": "mnist"}, "no data set is called 'mnist'"),
-        ({"batch": 97}, "batch must be from 1 to the 96 training images"),
-        ({"batch": 0}, "batch must be from 1 to the 96 training images"),
-        ({"epochs": 0}, "epochs must be at least 1, not 0"),
-        ({"lr": -0.1}, "lr must be at least 0, not -0.1"),
-        ({"weight_decay": float("nan")}, "weight_decay must be at least 0, not nan"),
-        ({"threads": -1}, "threads must be at least 0, not -1"),
+        ({"batch": 97}, "batch must be at most the 96 training images, not 97"),
+        ({"batch": 0}, "batch must be at least 1"),
+        ({"epochs": 0}, "epochs must be at least 1 and less than"),
+        ({"lr": -0.1}, "lr must be a number from 0 on, not -0.1"),
+        ({"weight_decay": float("nan")}, "weight_decay must be a number from 0 on, not nan"),
+        ({"threads": -1}, "threads must be at least 0 and less than"),
     ],
 )
 def test_options_without_sense_are_refused_before_training(change, reason, folder):

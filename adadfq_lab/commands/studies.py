@@ -138,7 +138,7 @@ def evidence(
     """
     from adadfq_lab.evidence import EVIDENCE, evidence_page
     from adadfq_lab.evidence import evidence as measure
-    from adadfq_lab.files import write_asked_for
+    from adadfq_lab.files import write_atomically
 
     if unknown := [name for name in names if name not in EVIDENCE]:
         raise UserError(f"no evidence is called {unknown[0]!r}; choose from {', '.join(EVIDENCE)}")
@@ -148,5 +148,5 @@ def evidence(
         record(())
     found = [measure(name) for name in names or EVIDENCE]
     if figure:
-        write_asked_for(figure, evidence_page(found).encode())
+        write_atomically(figure, evidence_page(found).encode())
     say([one.as_json() for one in found], "\n\n".join(map(str, found)), json)
