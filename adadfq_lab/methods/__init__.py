@@ -106,7 +106,7 @@ def make_method(name: str, **settings: Any) -> Method:
 def description(make: Callable[..., Method]) -> str:
     """What a method does, in a line: the first of the module that makes it or, where that says nothing, of its function."""
     module = sys.modules.get(make.__module__)
-    told = "" if module is None or module.__name__ == "__main__" else module.__doc__
+    told = module.__doc__ if hasattr(module, "__file__") else ""  # a notebook is a module that IPython describes
     return (told or make.__doc__ or "no description").strip().split("\n")[0]
 
 
