@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import inspect
 import io
+import itertools
 import re
 import sys
 from collections.abc import Callable
@@ -128,13 +129,18 @@ def _later(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _one_line(box: str, command: list[str]) -> str:
-    """What a box of tyro's says in its first part, and what it suggests."""
+    """What a box of tyro's says in its first part, what it suggests, and of which command, if not of this one."""
     lines = [re.sub("[│╭╮╰╯─]|-{3,}", "", line).strip() for line in box.splitlines()[1:]]
     parts = [part.split("\n") for part in re.split(r"\n\n+", "\n".join(lines).strip())]
-    text = " ".join(parts[0]).rstrip(".")
+    text = re.sub(r" \(applied to [^)]*\)", "", " ".join(parts[0]).rstrip("."))
     for head, *more in parts[1:]:
-        if head.startswith(("Available", "Perhaps")):
-            text += "; " + " ".join([head, *(more[:1] if head.startswith("Perhaps") else more)])
+        if head.startswith("Available"):
+            text += "; " + " ".join([head, *more])
+        if head.startswith("Perhaps"):
+            about = itertools.takewhile(lambda line: not line.startswith("--"), more[1:])
+            homes = [line.removeprefix("in ").removesuffix(" --help") for line in about if line.startswith("in adadfq")]
+            home = "" if " ".join(["adadfq", *command]) in homes else f" of {' or '.join(homes)}"
+            text += f"; {head} {more[0]}{home}"
     text = re.sub(r"^Error parsing __tyro\S*: ", "", text)
     return f"{text}; see {' '.join(['adadfq', *command, '--help'])}"
 

@@ -8,7 +8,8 @@ place, `adadfq train-teacher`. A data set is looked for, in this order, in
 3. the system's own copy (Debian's package `dataset-fashion-mnist`),
 4. torchvision's download, kept in `~/.cache/adadfq_lab`.
 
-ImageNet is too large for memory and stays in its folder: see `adadfq_lab.imagenet`.
+A data set of your own is two files in the folder of 1. under a name of your own, with the names of its classes, if you like,
+in a third array, `classes`. ImageNet is too large for memory and stays in its folder: see `adadfq_lab.imagenet`.
 """
 
 import gzip
@@ -30,6 +31,8 @@ FASHION_CLASSES = ("T-shirt/top", "trouser", "pullover", "dress", "coat", "sanda
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CLASSES = {"fashion_mnist": FASHION_CLASSES, "cifar10": CIFAR10_CLASSES, "cifar100": tuple(f"class {i}" for i in range(100))}
 DATASETS = (*CLASSES, "imagenet")
+MOST_CLASSES = 100_000
+"""Of a data set whose classes have no names: a label beyond is taken for a mistake."""
 DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
 
 
@@ -56,6 +59,10 @@ class ImageSet:
         """Successive (images, labels) of at most `size` samples, in order."""
         yield from zip(self.images.split(size), self.labels.split(size), strict=True)
 
+    def of_shape(self, shape: tuple[int, int, int]) -> "ImageSet":
+        """The images as a network for `shape` (C, H, W) takes them, where that is open still: files on disk have none yet."""
+        return self
+
     def take(self, count: int | None) -> "ImageSet":
         """The first `count` samples (all of them for None)."""
         if count is None or count >= len(self):
@@ -77,8 +84,9 @@ def cache_folder() -> Path:
 
 
 def load_data(name: str, split: str = "test", *, stub: bool = False) -> ImageSet:
-    """Loads a split of `fashion_mnist`, `cifar10` or `cifar100`, or the test images of `imagenet` or of a path such as
-    `photos/val`, which has one folder of images a class; `stub=True` insists on the shipped images.
+    """Loads a split of `fashion_mnist`, `cifar10`, `cifar100` or a data set of your own (above), or the test images of
+    `imagenet` or of a path such as `photos/val`, which has one folder of images a class; `stub=True` insists on the shipped
+    images.
 
     Raises UserError where the data set is unknown or cannot be had without a network.
     """
@@ -86,13 +94,16 @@ def load_data(name: str, split: str = "test", *, stub: bool = False) -> ImageSet
         from adadfq_lab.imagenet import load_folder
 
         return load_folder(name, split, stub=stub)
-    if name not in CLASSES:
-        raise UserError(f"no data set is called {name!r}; choose from {', '.join(DATASETS)}, or give a path to a folder")
     if split not in ("train", "test"):
         raise UserError(f"no split is called {split!r}; choose train or test")
     folder = os.environ.get("ADADFQ_DATA")
     if not stub and folder and (path := Path(folder) / f"{name}_{split}.npz").exists():
         return _from_npz(name, split, path)
+    if name not in CLASSES:
+        raise UserError(
+            f"no data set is called {name!r}; choose from {', '.join(DATASETS)}, give a path to a folder of images, or put "
+            f"{name}_{split}.npz (x uint8 (N, C, H, W), y) in a folder and set ADADFQ_DATA to it"
+        )
     if not stub and name == "fashion_mnist" and DEBIAN_FASHION.is_dir():
         return _from_idx(name, split, DEBIAN_FASHION)
     if not stub and (cached := _from_torchvision(name, split, download=False)) is not None:
@@ -109,15 +120,16 @@ def load_data(name: str, split: str = "test", *, stub: bool = False) -> ImageSet
     return downloaded
 
 
-def _image_set(name: str, split: str, images: np.ndarray, labels: np.ndarray) -> ImageSet:
+def _image_set(name: str, split: str, images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -> ImageSet:
     official = {"train": 60_000 if name == "fashion_mnist" else 50_000, "test": 10_000}[split]
     count = f"all {official:,}" if len(labels) == official else f"{len(labels):,} of {official:,}"
+    count = count if name in CLASSES else f"{len(labels):,}"
     return ImageSet(
         name,
         split,
         torch.from_numpy(np.ascontiguousarray(images)),
         torch.from_numpy(labels.astype(np.int64)),
-        CLASSES[name],
+        classes,
         f"{count} {name} {split} images",
     )
 
@@ -126,16 +138,21 @@ def _from_npz(name: str, split: str, path: Path) -> ImageSet:
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             images, labels = file["x"], file["y"]
+            classes = tuple(map(str, file["classes"])) if "classes" in file else ()
     except (OSError, EOFError, ValueError, KeyError, TypeError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path} is damaged or not a data file with arrays x and y ({first_line(error)})") from None
-    if images.ndim != 4 or images.dtype != np.uint8 or labels.shape != (len(images),):
+    if images.ndim != 4 or images.dtype != np.uint8 or labels.shape != (len(images),) or labels.dtype.kind not in "iu":
         raise UserError(
-            f"{path} must hold x uint8 (N, C, H, W) and y (N,), not x {images.dtype} {images.shape} and y {labels.shape}"
+            f"{path} must hold x uint8 (N, C, H, W) and y (N,), whole numbers, "
+            f"not x {images.dtype} {images.shape} and y {labels.dtype} {labels.shape}"
         )
-    known = len(CLASSES[name])
-    if not len(labels) or not (labels.min() >= 0 and labels.max() < known):
-        raise UserError(f"{path} must hold one image or more, with labels y from 0 to {known - 1}")
-    return _image_set(name, split, images, labels)
+    if name in CLASSES:
+        classes = CLASSES[name]
+    elif not classes and len(labels):
+        classes = tuple(f"class {i}" for i in range(min(max(int(labels.max()), 0) + 1, MOST_CLASSES)))
+    if not len(labels) or not (labels.min() >= 0 and labels.max() < len(classes)):
+        raise UserError(f"{path} must hold one image or more, with labels y from 0 to {len(classes) - 1}")
+    return _image_set(name, split, images, labels, classes)
 
 
 def _from_idx(name: str, split: str, folder: Path) -> ImageSet:
@@ -144,7 +161,7 @@ def _from_idx(name: str, split: str, folder: Path) -> ImageSet:
         images = np.frombuffer(file.read(), np.uint8, offset=16).reshape(-1, 1, 28, 28)
     with gzip.open(folder / f"{prefix}-labels-idx1-ubyte.gz") as file:
         labels = np.frombuffer(file.read(), np.uint8, offset=8)
-    return _image_set(name, split, images.copy(), labels)
+    return _image_set(name, split, images.copy(), labels, CLASSES[name])
 
 
 def _from_torchvision(name: str, split: str, *, download: bool) -> ImageSet | None:
@@ -157,4 +174,4 @@ def _from_torchvision(name: str, split: str, *, download: bool) -> ImageSet | No
         return None
     images = np.asarray(dataset.data)
     images = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
-    return _image_set(name, split, images, np.asarray(dataset.targets))
+    return _image_set(name, split, images, np.asarray(dataset.targets), CLASSES[name])

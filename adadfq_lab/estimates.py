@@ -29,7 +29,7 @@ from adadfq_lab.evaluation import accuracy
 from adadfq_lab.game import Game
 from adadfq_lab.memory import forget_peak, out_of_memory, peak, smaller
 from adadfq_lab.records import RecordLog
-from adadfq_lab.runs import RunConfig, build_game, build_student, check_fits, observe_noise
+from adadfq_lab.runs import RunConfig, build_game, build_student, fitting_data, observe_noise
 from adadfq_lab.teachers import Teacher, TeacherInfo, load_teacher
 from adadfq_lab.zoo import SHAPES, ZOO, build_network, imagenet_classes
 
@@ -246,7 +246,7 @@ def _images(config: RunConfig, teacher: Teacher) -> tuple[ImageSet, int]:
         images = torch.randint(256, (few, *info.input_shape), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
         total = OFFICIAL.get(name, 10_000)
         return ImageSet(name, "test", images, torch.zeros(few, dtype=torch.long), info.classes, NOISE), total
-    check_fits(teacher, found)
+    found = fitting_data(teacher, found)
     return found.take(few), len(found)
 
 

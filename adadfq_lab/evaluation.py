@@ -1,4 +1,4 @@
-"""How good a network is on images that no decision was made on: top-1 with an interval; and a game's Q, on G's images too."""
+"""Top-1 accuracy with an interval: how good a network is on images that no decision was made on."""
 
 import math
 from collections.abc import Callable
@@ -6,12 +6,10 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adadfq_lab.data import ImageSet
 from adadfq_lab.devices import to_device
-from adadfq_lab.game import Game
 from adadfq_lab.student import Student
 
 
@@ -62,30 +60,3 @@ def accuracy(network: nn.Module, data: ImageSet, normalize: Callable[[Tensor], T
     network.train(was_training)
     low, high = wilson(int(correct), len(data))
     return Accuracy(100 * int(correct) / len(data), low, high, len(data))
-
-
-@torch.no_grad()
-def probe(game: Game, data: ImageSet, *, generated: int = 64) -> dict[str, float]:
-    """How good Q is now, changing nothing: on `data` and on generated images it has not been trained on.
-
-    test.accuracy: top-1 on `data`, percent; test.loss: its cross-entropy there, nats; test.agreement: share of `data` on
-    which Q says what P says; train.loss: its cross-entropy with the classes asked of G, on `generated` images of G, nats
-    """
-    with game.student.frozen():
-        logits, teacher_logits = [], []
-        for images, _ in data.batches(100):
-            x = game.teacher.normalize(images)
-            logits.append(game.student(x))
-            teacher_logits.append(game.teacher(x))
-        z_q, z_p = torch.cat(logits), torch.cat(teacher_logits)
-        labels = data.labels.to(z_q.device)
-        y = (torch.arange(generated) % game.classes).to(game.device)
-        batches = y.split(game.schedule.batch)
-        made = torch.cat([game.student(game.generate(one, seed=i)) for i, one in enumerate(batches)])
-    predicted = z_q.argmax(1)
-    return {
-        "test.accuracy": 100 * float((predicted == labels).float().mean()),
-        "test.loss": float(F.cross_entropy(z_q, labels)),
-        "test.agreement": float((predicted == z_p.argmax(1)).float().mean()),
-        "train.loss": float(F.cross_entropy(made, y)),
-    }

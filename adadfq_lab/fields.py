@@ -1,4 +1,4 @@
-"""Values from outside, from a file or a command line, as the types that a dataclass's fields ask for."""
+"""Values from outside, a file or a command line, as the types that a dataclass's fields ask for, and within their limits."""
 
 import dataclasses
 import json
@@ -10,6 +10,20 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from adadfq_lab.errors import UserError
 
 T = TypeVar("T")
+
+
+def check_whole(owner: object, **least: int) -> None:
+    """Raises UserError for a field of `owner` below its least value, or too large for 64 bits."""
+    for name, lowest in least.items():
+        if not lowest <= getattr(owner, name) < 2**63:
+            raise UserError(f"{name} must be at least {lowest} and less than 2^63, not {getattr(owner, name)}")
+
+
+def check_rates(owner: object, *names: str) -> None:
+    """Raises UserError for a field of `owner` that is negative, infinite or NaN; None is no rate yet."""
+    for name in names:
+        if not 0 <= (getattr(owner, name) or 0.0) < math.inf:
+            raise UserError(f"{name} must be a number from 0 on, not {getattr(owner, name)}")
 
 
 def fitting(key: str, hint: Any, value: Any) -> Any:

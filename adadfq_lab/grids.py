@@ -83,6 +83,14 @@ def state(folder: Path) -> State:
     return "stopped" if (folder / "config.json").exists() else "waiting"
 
 
+def failure(folder: Path) -> str:
+    """Why the run in `folder` failed; nothing where it has not, or where somebody has begun to play it again."""
+    try:
+        return (folder / "failed.txt").read_text(errors="replace").strip()
+    except FileNotFoundError:
+        return ""
+
+
 def rounds_done(folder: Path) -> int:
     """Rounds in the log of `folder`; looks at the end of the file only."""
     path = folder / "records.jsonl"
@@ -231,8 +239,7 @@ def play_grid(
             raise
     failed = [folder for folder in folders if state(folder) != "done"]
     if failed:
-        reason = failed[0] / "failed.txt"
-        why = reason.read_text(errors="replace").partition("\n")[0] if reason.exists() else "see log.txt there"
+        why = failure(failed[0]).partition("\n")[0] or "see log.txt there"
         raise UserError(f"{len(failed)} of {len(folders)} runs failed; the first is {failed[0]}: {why}")
     return folders
 

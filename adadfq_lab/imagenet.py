@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,7 +23,10 @@ from torch import Tensor
 from adadfq_lab.data import ImageSet
 from adadfq_lab.errors import UserError, first_line
 
-SHORTER_SIDE, CROP = 256, 224
+MARGIN = {224: 256}
+"""By the side of the cut: the shorter side to which a file is brought before its centre is cut out, if that is another."""
+SHAPE = (3, 224, 224)
+MODES = {1: "L", 3: "RGB"}
 SUFFIXES = (".jpeg", ".jpg", ".png")
 OFFICIAL = 50_000
 
@@ -31,7 +35,8 @@ OFFICIAL = 50_000
 class ImageFolder(ImageSet):
     """Images and labels of one split, the images still on disk.
 
-    images: their shape and type alone, `(N, 3, 224, 224)` uint8 on the device `meta`; the pixels come out of `batches`
+    images: their shape and type alone, `(N, 3, 224, 224)` uint8 on the device `meta` if nobody asks for another shape; the
+            pixels come out of `batches`
     paths:  of the files, `N`, in an order that visits the classes in turn, so that the first few are a sample of them all
     """
 
@@ -43,10 +48,18 @@ class ImageFolder(ImageSet):
         Raises UserError for a file that is no image, naming it.
         """
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            coming = pool.map(decode, self.paths[:size])
+            read = partial(decode, shape=self.images.shape[1:])
+            coming = pool.map(read, self.paths[:size])
             for start in range(0, len(self), size):
-                now, coming = coming, pool.map(decode, self.paths[start + size : start + 2 * size])
+                now, coming = coming, pool.map(read, self.paths[start + size : start + 2 * size])
                 yield torch.stack(list(now)), self.labels[start : start + size]
+
+    def of_shape(self, shape: tuple[int, int, int]) -> "ImageFolder":
+        """The same files, cut to a square `shape` of one or three channels; left as they are for any other."""
+        channels, height, width = shape
+        if channels not in MODES or height != width:
+            return self
+        return replace(self, images=torch.empty((len(self), *shape), dtype=torch.uint8, device="meta"))
 
     def take(self, count: int | None) -> "ImageFolder":
         """The first `count` samples (all of them for None)."""
@@ -56,20 +69,22 @@ class ImageFolder(ImageSet):
         return replace(self, images=self.images[:count], labels=self.labels[:count], paths=self.paths[:count], source=source)
 
 
-def decode(path: Path) -> Tensor:
-    """The image file `path` as the networks' authors evaluate it: shorter side to 256, centre 224 x 224; uint8 `(3, 224, 224)`.
+def decode(path: Path, shape: tuple[int, ...] = SHAPE) -> Tensor:
+    """The centre of the image file `path`, uint8 of the square `shape` (C, H, H), in grey (C = 1) or RGB (C = 3).
 
-    Grey and CMYK files become RGB. Raises UserError for a file that is no image.
+    For 224 x 224 as the networks' authors evaluate it, the shorter side brought to 256 before. For another size it is brought
+    to just that size, so that a file which has it stays as it is. Raises UserError for a file that is no image.
     """
     from torchvision.transforms import functional
 
     try:
         with Image.open(path) as file:
-            image = file.convert("RGB")
+            image = file.convert(MODES[shape[0]])
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} cannot be read as an image ({first_line(error)}); mend or remove it") from None
-    resized = functional.resize(image, [SHORTER_SIDE], functional.InterpolationMode.BILINEAR)
-    pixels: Tensor = functional.pil_to_tensor(functional.center_crop(resized, [CROP, CROP]))
+    side = shape[1]
+    resized = functional.resize(image, [MARGIN.get(side, side)], functional.InterpolationMode.BILINEAR)
+    pixels: Tensor = functional.pil_to_tensor(functional.center_crop(resized, [side, side]))
     return pixels
 
 
@@ -117,7 +132,7 @@ def _read(root: Path, name: str) -> ImageFolder:
     return ImageFolder(
         name="imagenet" if is_imagenet else name,
         split="test",
-        images=torch.empty((count, 3, CROP, CROP), dtype=torch.uint8, device="meta"),
+        images=torch.empty((count, *SHAPE), dtype=torch.uint8, device="meta"),
         labels=torch.tensor([label for _, label, _ in ordered]),
         classes=names,
         source=source,

@@ -22,11 +22,11 @@ import torch.nn.functional as F
 
 from adadfq_lab.data import ImageSet, load_data, stub_path
 from adadfq_lab.equations import loss_bns
-from adadfq_lab.evaluation import probe
 from adadfq_lab.fidelity import fidelity
 from adadfq_lab.game import Game
 from adadfq_lab.history import Recorder
 from adadfq_lab.methods import Method, Round, gdfq
+from adadfq_lab.probing import probe
 from adadfq_lab.recordings import TEACHER, Recording, sample_images, save_recording
 from adadfq_lab.schedule import Schedule
 from adadfq_lab.student import quantize

@@ -26,10 +26,10 @@ from adadfq_lab.data import ImageSet
 from adadfq_lab.environment import Backend, fast, in_kernel, live_backend
 from adadfq_lab.equations import Bounds
 from adadfq_lab.errors import UserError
-from adadfq_lab.evaluation import probe
 from adadfq_lab.game import Game
 from adadfq_lab.history import History, Recorder
 from adadfq_lab.live_views import View, make_view
+from adadfq_lab.probing import probe
 from adadfq_lab.student import TRACING
 
 State = Literal["new", "running", "paused", "stopped", "finished", "failed"]

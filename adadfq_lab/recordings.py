@@ -28,12 +28,12 @@ from torch import Tensor
 from adadfq_lab.data import ImageSet, load_data, stub_path
 from adadfq_lab.equations import Bounds, disagreement_entropy, normalized_entropy
 from adadfq_lab.errors import UserError
-from adadfq_lab.evaluation import probe
 from adadfq_lab.fidelity import fidelity
 from adadfq_lab.files import write_atomically
 from adadfq_lab.game import Game
 from adadfq_lab.history import Column, History, Mark, Recorder
 from adadfq_lab.methods import make_method
+from adadfq_lab.probing import probe
 from adadfq_lab.schedule import Schedule
 from adadfq_lab.student import Student, quantize
 from adadfq_lab.teachers import load_teacher

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -17,7 +18,6 @@ from adadfq_lab.data import ImageSet
 from adadfq_lab.files import write_atomically
 from adadfq_lab.game import Game
 from adadfq_lab.records import read_records
-from adadfq_lab.runs import sample_images
 from adadfq_lab.style import BOUND, BOUND_COLOUR, BOUND_DASH, GENERATOR, STUDENT, TEACHER, figure
 from adadfq_lab.teachers import Teacher
 
@@ -118,6 +118,12 @@ def gains_figure(records: list[dict[str, Any]]) -> go.Figure | None:
     ):
         fig.add_scatter(x=rounds, y=values, mode="lines", name=name, line={"color": colour, "dash": dash})
     return fig
+
+
+def sample_images(game: Game, teacher: Teacher, per_class: int, classes: tuple[int, ...]) -> Tensor:
+    """Pixel values `(len(classes) * per_class, C, H, W)` in [0, 1] of generated images, class by class."""
+    labels = torch.tensor(classes).repeat_interleave(per_class)
+    return teacher.denormalize(game.generate(labels, seed=game.seed)).cpu()
 
 
 def image_grid(images: Tensor, columns: int, alt: str) -> str:

@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 from tyro.conf import Fixed, SuppressFixed
 
@@ -35,7 +34,7 @@ from adadfq_lab.equations import Bounds
 from adadfq_lab.errors import UserError
 from adadfq_lab.evaluation import Accuracy, accuracy
 from adadfq_lab.fidelity import fidelity
-from adadfq_lab.fields import build
+from adadfq_lab.fields import build, check_whole
 from adadfq_lab.files import write_atomically
 from adadfq_lab.game import Game, Precision
 from adadfq_lab.history import Record
@@ -58,8 +57,8 @@ class RunConfig:
     Attributes:
         teacher: fashion_mnist_resnet20 or cifar10_resnet20, which are shipped; a file that train-teacher wrote; or a published
             network such as torchvision:resnet18 or pytorchcv:resnet20_cifar10.
-        data: Images to measure on: fashion_mnist, cifar10, cifar100, imagenet, or a folder of images; what the teacher was
-            trained on if empty.
+        data: Images to measure on: fashion_mnist, cifar10, cifar100, imagenet, a folder of images, or NAME for NAME_test.npz in
+            the folder ADADFQ_DATA; what the teacher was trained on if empty.
         stub: Measure on the shipped images only (the first 2,000 Fashion-MNIST test images).
         method: One of the eight of Table 2, or another; `adadfq methods` lists them all.
         bits: Of weights and activations, 2 to 8 each.
@@ -104,8 +103,7 @@ class RunConfig:
         BitWidths.parse(self.bits)
         if self.rounds < 1:
             raise UserError(f"rounds must be at least 1, not {self.rounds}")
-        if not 0 <= self.seed < 2**63:
-            raise UserError(f"seed must be at least 0 and less than 2^63, not {self.seed}")
+        check_whole(self, seed=0)
         for name in ("evaluate_every", "save_every", "gains_every"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} must not be negative, as {getattr(self, name)} is; 0 is for never")
@@ -239,8 +237,7 @@ def run(
     run. On a KeyboardInterrupt the game is saved before the exception goes on.
     """
     teacher = load_teacher(config.teacher)
-    data = load_data(config.data or teacher.info.data, "test", stub=config.stub)
-    check_fits(teacher, data)
+    data = fitting_data(teacher, load_data(config.data or teacher.info.data, "test", stub=config.stub))
     game = build_game(config, teacher)  # before the folder is touched: a wrong option leaves nothing behind
     resume = resume or from_round is not None
     with _claimed(folder, config, resume):
@@ -278,13 +275,15 @@ def follow(config: RunConfig) -> None:
             interrupt()
 
 
-def check_fits(teacher: Teacher, data: ImageSet) -> None:
-    """Raises UserError unless `data` has as many classes as the teacher, and images of the shape it takes."""
+def fitting_data(teacher: Teacher, data: ImageSet) -> ImageSet:
+    """`data` in the shape that the teacher takes; raises UserError where it has another, or not as many classes."""
+    data = data.of_shape(teacher.info.input_shape)
     if len(data.classes) != len(teacher.info.classes) or tuple(data.images.shape[1:]) != teacher.info.input_shape:
         raise UserError(
             f"teacher {teacher.info.name} takes {teacher.info.input_shape} images of {len(teacher.info.classes)} classes; "
             f"{data.name} has {tuple(data.images.shape[1:])} of {len(data.classes)}"
         )
+    return data
 
 
 def _play(
@@ -398,9 +397,3 @@ def read_config(path: Path) -> RunConfig:
         return RunConfig.from_json(json.loads(path.read_bytes()))
     except (ValueError, AttributeError, TypeError, RecursionError):
         raise UserError(f"{path} is damaged or of another version of adadfq; choose another --name") from None
-
-
-def sample_images(game: Game, teacher: Teacher, per_class: int = 4, classes: tuple[int, ...] = ()) -> Tensor:
-    """Pixel values `(classes * per_class, C, H, W)` in [0, 1] of generated images, class by class; of all if none are named."""
-    labels = torch.tensor(classes or range(game.classes)).repeat_interleave(per_class)
-    return teacher.denormalize(game.generate(labels, seed=game.seed)).cpu()

@@ -1,10 +1,10 @@
 """When what happens in a game, and how fast: the part of a configuration that every run, recipe and table has."""
 
 import dataclasses
-import math
 from dataclasses import dataclass
 
 from adadfq_lab.errors import UserError
+from adadfq_lab.fields import check_rates
 from adadfq_lab.methods import Method, Rates
 
 
@@ -43,9 +43,7 @@ class Schedule:
             raise UserError(f"milestones must not be negative, as {min(self.milestones)} is")
         if not 0 <= self.decay <= 1:
             raise UserError(f"decay must lie between 0 and 1, which {self.decay} does not")
-        for name in ("generator_lr", "student_lr", "weight_decay"):
-            if not 0 <= (getattr(self, name) or 0.0) < math.inf:
-                raise UserError(f"{name} must be a number from 0 on, not {getattr(self, name)}")
+        check_rates(self, "generator_lr", "student_lr", "weight_decay")
 
     def rates(self, method: Method) -> Rates:
         """The rates of this schedule, the method's own where it names none."""

@@ -5,13 +5,12 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
 from adadfq_lab.errors import UserError
-from adadfq_lab.grids import State, rounds_done, state
+from adadfq_lab.grids import State, failure, rounds_done, state
 from adadfq_lab.methods import make_method
 from adadfq_lab.recipes import override
 from adadfq_lab.runs import RunConfig, read_config
@@ -72,12 +71,11 @@ def status(root: Path) -> list[Status]:
 
 
 def _status(folder: Path) -> Status:
-    now, sessions, failed = state(folder), folder / "sessions.jsonl", folder / "failed.txt"
+    now, sessions = state(folder), folder / "sessions.jsonl"
     starts = len(sessions.read_text().splitlines()) if sessions.exists() else 0
     found = Status(folder, read_config(folder / "wanted.json"), now, rounds_done(folder), starts)
     if now == "failed":
-        with suppress(FileNotFoundError):  # somebody has begun to play it again
-            return dataclasses.replace(found, note=failed.read_text().strip())
+        return dataclasses.replace(found, note=failure(folder))
     if now != "done":
         return found
     result = json.loads((folder / "result.json").read_text())

@@ -5,6 +5,7 @@ accuracy, and the sha256 of its weights.
 """
 
 import dataclasses
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -140,6 +141,8 @@ def load_teacher(name: str) -> Teacher:
     path = stub_path(f"{name}.safetensors") if name in SHIPPED else Path(name)
     if not path.exists() and ":" in name:
         return load_zoo_teacher(name)
+    if not path.exists() and os.sep in name:
+        raise UserError(f"there is no file or folder {name}")
     if not path.exists():
         raise UserError(
             f"no teacher {name!r}; shipped are {', '.join(SHIPPED)}, to download {', '.join(ZOO)}, "

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from adadfq_lab.data import ImageSet, load_data
 from adadfq_lab.errors import UserError
 from adadfq_lab.evaluation import accuracy
+from adadfq_lab.fields import check_rates, check_whole
 from adadfq_lab.files import load_tensors, save_tensors
 from adadfq_lab.networks import NETWORKS
 from adadfq_lab.teachers import Teacher, TeacherInfo, load_teacher, normalize, save_teacher
@@ -30,7 +31,7 @@ class TeacherConfig:
     """How to train a teacher.
 
     Attributes:
-        data: fashion_mnist, cifar10 or cifar100; its full training split must be at hand.
+        data: fashion_mnist, cifar10, cifar100, or NAME for NAME_train.npz and NAME_test.npz in the folder ADADFQ_DATA.
         network: resnet20 (the paper's) or resnet8.
         epochs: Passes over the training images.
         small_epochs: How many of them, the first ones, see images at 3/4 size.
@@ -54,12 +55,8 @@ class TeacherConfig:
     start: str = ""
 
     def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("small_epochs", 0), ("batch", 1), ("seed", 0), ("threads", 0)):
-            if not least <= getattr(self, name) < 2**63:
-                raise UserError(f"{name} must be at least {least} and less than 2^63, not {getattr(self, name)}")
-        for name in ("lr", "weight_decay"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(f"{name} must be a number from 0 on, not {getattr(self, name)}")
+        check_whole(self, epochs=1, small_epochs=0, batch=1, seed=0, threads=0)
+        check_rates(self, "lr", "weight_decay")
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:

@@ -226,6 +226,7 @@ def _batches(data: ImageSet | Tensor | None, facts: Facts) -> Iterator[tuple[Ten
     if data is None:
         pixels = torch.randint(256, (NOISE, *facts.shape), generator=torch.Generator().manual_seed(0))
         data, source = normalize(pixels, mean, std), f"{NOISE} images of random pixels, for want of test images"
+    data = data if isinstance(data, Tensor) else data.of_shape(facts.shape)
     images = data if isinstance(data, Tensor) else data.images
     if tuple(images.shape[1:]) != facts.shape or not len(images):
         raise UserError(f"the file takes images of shape {facts.shape}, not {len(images)} of {tuple(images.shape[1:])}")

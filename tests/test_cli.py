@@ -242,6 +242,10 @@ def mistake(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
             "Error parsing --rounds: invalid literal for int() with base 10: 'many'; see adadfq train --help",
         ),
         ("train --batch 0", "adadfq: batch must be at least 1, not 0; see adadfq train --help"),
+        (
+            "demo --warmup 20",
+            "options: --warmup 20; Perhaps you meant: --warmup INT of adadfq grid or adadfq train; see",
+        ),
         ("train --batchh 3", "Unrecognized options: --batchh, 3; Perhaps you meant: --batch INT; see adadfq train --help"),
         ("trian", "Unrecognized options: trian; Available subcommands: demo, train, recipes"),
         ("verify", "PATH What `adadfq export` wrote. (required); see adadfq verify --help"),

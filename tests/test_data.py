@@ -100,6 +100,28 @@ def test_the_named_folder_comes_first(name, split, folder):
     assert data.source == f"7 of {total} {name} {split} images"
 
 
+def test_a_data_set_of_your_own_has_a_name_of_its_own(folder):
+    """NAME_SPLIT.npz: classes are numbered, or named by a third array; no official size is spoken of."""
+    x, _ = made_up(7)
+    np.savez(folder / "mine_test.npz", x=x, y=np.array([0, 1, 2, 2, 1, 0, 2]))
+    data = load_data("mine")
+    assert (data.name, data.classes, data.source) == ("mine", ("class 0", "class 1", "class 2"), "7 mine test images")
+    np.savez(folder / "mine_test.npz", x=x, y=np.zeros(7, np.int64), classes=np.array(["cat", "dog"]))
+    assert load_data("mine").classes == ("cat", "dog")
+    with pytest.raises(UserError, match=r"choose from fashion_mnist, .*, or put mine_train.npz \(x uint8 .* set ADADFQ_DATA"):
+        load_data("mine", "train")
+    for wrong in (np.full(7, 2), np.full(7, -1)):
+        np.savez(folder / "mine_test.npz", x=x, y=wrong, classes=np.array(["cat", "dog"]))
+        with pytest.raises(UserError, match=r"with labels y from 0 to 1$"):
+            load_data("mine")
+    np.savez(folder / "mine_test.npz", x=x, y=np.full(7, 10**9))
+    with pytest.raises(UserError, match=r"with labels y from 0 to 99999$"):
+        load_data("mine")
+    np.savez(folder / "mine_test.npz", x=x, y=np.full(7, 0.5))
+    with pytest.raises(UserError, match=r"whole numbers, not x uint8 .* and y float64"):
+        load_data("mine")
+
+
 def test_the_shipped_images_can_be_insisted_on(folder):
     """stub=True passes over ADADFQ_DATA, so that a demo shows the same images everywhere."""
     np.savez(folder / "fashion_mnist_test.npz", x=made_up(7)[0], y=made_up(7)[1])

@@ -1,5 +1,6 @@
 """ImageNet folders: lazily decoded, as the networks' authors evaluate, and in an order whose beginning is a fair sample."""
 
+import json
 import re
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from adadfq_lab.data import ImageSet, load_data
 from adadfq_lab.errors import UserError
 from adadfq_lab.evaluation import accuracy
 from adadfq_lab.imagenet import decode
-from adadfq_lab.teachers import normalize
+from adadfq_lab.teachers import load_teacher, normalize
 
 COLOURS = {"blue": (10, 20, 240), "green": (20, 230, 10), "red": (250, 0, 30)}
 
@@ -105,6 +106,31 @@ def test_nothing_is_decoded_before_its_batch_is_asked_for(tree):
         UserError, match=rf"^{re.escape(str(tree))}/red/1.JPEG cannot be read as an image .*; mend or remove it$"
     ):
         next(batches)
+
+
+def test_files_are_cut_for_the_network_that_is_to_see_them(tree, tmp_path, generator):
+    """of_shape: other squares than 224 have no margin, so a file of just that size keeps every pixel; grey for one channel."""
+    pixels = torch.randint(0, 256, (28, 28, 3), generator=generator, dtype=torch.uint8)
+    write(tmp_path / "a.png", pixels.numpy())
+    assert torch.equal(decode(tmp_path / "a.png", (3, 28, 28)), pixels.permute(2, 0, 1))
+    grey = np.asarray(Image.fromarray(pixels.numpy()).convert("L"))
+    assert torch.equal(decode(tmp_path / "a.png", (1, 28, 28)), torch.from_numpy(grey.copy())[None])
+    small = load_data(str(tree)).of_shape((3, 30, 30))
+    assert small.images.shape == (6, 3, 30, 30)
+    assert next(small.take(2).batches(2))[0].unique(dim=0).shape == (2, 3, 30, 30)
+    for shape in ((4, 30, 30), (3, 30, 40)):  # what a file cannot be cut to is left as it was
+        assert small.of_shape(shape).images.shape == (6, 3, 30, 30)
+
+
+def test_a_folder_serves_a_small_teacher(tmp_path, capsys):
+    """The shipped images, written as files, are for the command line what they are as an array."""
+    data = load_data("fashion_mnist", stub=True).take(60)
+    for i, (image, label) in enumerate(zip(data.images, data.labels, strict=True)):
+        write(tmp_path / "photos" / str(int(label)) / f"{i}.png", image[0].numpy(), "L")
+    teacher = load_teacher("fashion_mnist_resnet20")
+    main(["evaluate", "fashion_mnist_resnet20", "--data", str(tmp_path / "photos"), "--json"])
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (found["images"], found["top1"]) == (60, accuracy(teacher, data, teacher.normalize).top1)
 
 
 def test_take_keeps_the_first(tree):

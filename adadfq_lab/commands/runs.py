@@ -167,12 +167,12 @@ def evaluate(run_or_teacher: tyro.conf.Positional[str], data: str = "", stub: bo
 
     Args:
         run_or_teacher: A run folder, its student.safetensors, a shipped teacher's name, or a teacher file.
-        data: fashion_mnist, cifar10 or cifar100; what the teacher was trained on if empty.
+        data: fashion_mnist, cifar10, cifar100, imagenet, or a folder of images; what the teacher was trained on if empty.
         stub: Use the shipped images only.
     """
     from adadfq_lab.data import load_data
     from adadfq_lab.evaluation import accuracy
-    from adadfq_lab.runs import check_fits
+    from adadfq_lab.runs import fitting_data
     from adadfq_lab.student_files import load_student
 
     path = Path(run_or_teacher)
@@ -181,8 +181,7 @@ def evaluate(run_or_teacher: tyro.conf.Positional[str], data: str = "", stub: bo
         teacher, network = load_student(path / "student.safetensors" if path.is_dir() else path)
     else:
         network = teacher = load_teacher(run_or_teacher)
-    images = load_data(data or teacher.info.data, "test", stub=stub)
-    check_fits(teacher, images)
+    images = fitting_data(teacher, load_data(data or teacher.info.data, "test", stub=stub))
     found = accuracy(network, images, teacher.normalize)
     say(dataclasses.asdict(found), f"{found} on {images.source}", json)
 

@@ -79,6 +79,10 @@ def table(
         asked = {"method": methods, "bits": bits, "seed": seeds, "dataset": (dataset,) if dataset else ()}
         asked |= {"budget": (budget,) if budget else (), "fidelity": (fidelity,) if fidelity else ()}
         asked |= {"teacher_name": (Path(teacher).stem,) if teacher else ()}
+        for name, wanted in asked.items():
+            if wanted and not (held := {str(getattr(row, name)) for row in rows}) & set(map(str, wanted)):
+                what = f"{name.removesuffix('_name')} {' or '.join(map(str, wanted))}"
+                raise UserError(f"no result has {what}, but there are {', '.join(sorted(held))}; or play it with --play")
         rows = [row for row in rows if all(not wanted or getattr(row, name) in wanted for name, wanted in asked.items())]
         if not rows:
             raise UserError("no result fits these options; play it with --play, or ask for less")
