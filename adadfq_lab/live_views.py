@@ -89,6 +89,8 @@ def panels(history: History, points: int = POINTS) -> list[Panel]:
     newest = history.marks[-1:]  # only the newest is named: the words of several would lie on each other
     marks = [Rule(mark.round, "" if mark not in newest else mark.text, GREY, "x", "longdash") for mark in history.marks[-6:]]
     samples = history.last_samples()
+    losses = [history.total("generator"), history.total("student")]
+    log = all(bool((loss[np.isfinite(loss)] > 0).all()) for loss in losses) and not empty  # G's is often a hundred times Q's
     accuracy = history["test.accuracy"]
     return [
         Panel(
@@ -115,10 +117,11 @@ def panels(history: History, points: int = POINTS) -> list[Panel]:
         Panel(
             "What the players minimise",
             "round",
-            "loss",
-            [player("G", "G", history.total("generator")), player("Q", "Q", history.total("student"))],
+            "loss (log scale)" if log else "loss",
+            [player("G", "G", losses[0]), player("Q", "Q", losses[1])],
             rules=marks,
             x_range=span,
+            log=log,
         ),
         Panel(
             "What a step does to the disagreement",
@@ -219,6 +222,7 @@ class FigureView:
                     trace = next(traces)
                     trace.y = bars.heights
                 self._ranges(panel, axis)
+                self.figure.layout[f"yaxis{axis}"].update(type="log" if panel.log else "linear", title_text=panel.y)
                 for rule in panel.rules:
                     shape, note = _rule(rule, axis, panel)
                     shapes.append(shape)

@@ -9,7 +9,7 @@ import base64
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from itertools import pairwise
 from typing import Any
@@ -69,6 +69,7 @@ class Panel:
     """One pair of axes. Ranges are (low, high); None fits what is drawn.
 
     x_names, y_names: words instead of numbers at 0, 1, 2, ... of an axis; for y, from the bottom up, its label stands on top
+    log: whether y is drawn by its logarithm; what is not above 0 is left out
     """
 
     title: str
@@ -81,6 +82,7 @@ class Panel:
     y_range: tuple[float, float] | None = None
     x_names: Sequence[str] = ()
     y_names: Sequence[str] = ()
+    log: bool = False
 
 
 def ticks(low: float, high: float, most: int = 6) -> list[float]:
@@ -92,6 +94,15 @@ def ticks(low: float, high: float, most: int = 6) -> list[float]:
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * (1 - 1e-9))
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [round(i * step, 12) for i in range(first, last + 1)]
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Logarithms, to the base 10 and within [low, high], of powers of ten; of 1, 2 and 5 times those if they are too few."""
+    decades = [float(k) for k in range(math.ceil(low), math.floor(high) + 1)]
+    if len(decades) > 1:
+        return decades[:: -(-len(decades) // 5)]
+    between = [k + math.log10(m) for k in range(math.floor(low), math.floor(high) + 1) for m in (1, 2, 5)]
+    return [value for value in between if low <= value <= high]
 
 
 def chart(panels: Sequence[Panel], *, alt: str, columns: int = 2, width: int = WIDTH, height: int = HEIGHT) -> str:
@@ -142,7 +153,18 @@ def _extent(wanted: tuple[float, float] | None, values: list[NDArray[np.float64]
     return (low if zero and low == 0 else low - pad), (high if zero and high == 0 else high + pad)
 
 
+def _logarithms(panel: Panel) -> Panel:
+    """The panel with the logarithms of its y, to the base 10; NaN where there is none."""
+
+    def log(y: ArrayLike) -> NDArray[np.float64]:
+        y = _array(y)
+        return np.log10(y, out=np.full_like(y, np.nan), where=y > 0)
+
+    return replace(panel, lines=[replace(line, y=log(line.y)) for line in panel.lines])
+
+
 def _panel(panel: Panel, width: int, height: int) -> str:
+    panel = _logarithms(panel) if panel.log else panel
     xs = [_array(line.x) for line in panel.lines] + [_array(bars.edges) for bars in panel.bars]
     tops = np.cumsum([_array(bars.heights) for bars in panel.bars], axis=0) if panel.bars else np.zeros((0, 0))
     ys = [_array(line.y) for line in panel.lines] + [tops.reshape(-1)] * bool(panel.bars)
@@ -198,7 +220,8 @@ def _axes(panel: Panel, sx: Any, sy: Any, xs: tuple[float, float], ys: tuple[flo
     parts = []
     for x, word in _marks(panel.x_names, ticks(*xs)):
         parts.append(_text(sx(x), bottom + 16, word, "middle", SMALL))
-    for y, word in _marks(panel.y_names, ticks(*ys, most=5)):
+    numbers = [(y, f"{10**y:.3g}") for y in log_ticks(*ys)] if panel.log else _marks(panel.y_names, ticks(*ys, most=5))
+    for y, word in numbers:
         parts.append(f'<line x1="{LEFT}" x2="{right}" y1="{sy(y):.1f}" y2="{sy(y):.1f}" stroke="currentColor" opacity=".18"/>')
         parts.append(_text(LEFT - 6, sy(y) + 4, word, "end", SMALL if not panel.y_names else SMALLER))
     parts.append(f'<path d="M{LEFT},{TOP} V{bottom} H{right}" fill="none" stroke="currentColor" opacity=".6"/>')

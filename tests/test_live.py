@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import ClassVar
 
@@ -16,6 +17,7 @@ from adadfq_lab.equations import Bounds
 from adadfq_lab.errors import UserError
 from adadfq_lab.history import History, Recorder, thin
 from adadfq_lab.live import LiveRun
+from adadfq_lab.recordings import load_recording
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning:ipywidgets")
 
@@ -151,6 +153,24 @@ def test_bounds_count_from_the_next_round_and_leave_a_mark():
     over_rounds = [panel for panel in live_views.panels(history) if panel.x == "round"]
     assert len(over_rounds) == 5
     assert all(any(rule.value == mark.round for rule in panel.rules) for panel in over_rounds)
+
+
+def test_losses_far_apart_are_told_apart():
+    """G's is a hundred times Q's at first: a log axis shows both; a loss that falls below 0 keeps the axis linear."""
+
+    def losses(history):
+        return next(panel for panel in live_views.panels(history) if panel.title == "What the players minimise")
+
+    history = load_recording("adadfq_3w3a").history
+    assert losses(history).log and losses(history).y == "loss (log scale)"
+    assert not losses(History()).log
+    below = replace(history, columns=history.columns | {"student.entropy": history["student.entropy"] - 1})
+    assert not losses(below).log and losses(below).y == "loss"
+    view = live_views.FigureView()
+    for shown, kind in ((history, "log"), (below, "linear")):
+        view.publish(shown)
+        assert view.figure.layout.yaxis3.type == kind
+    view.close()
 
 
 def test_then_fills_in_when_the_run_is_over():

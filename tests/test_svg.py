@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from adadfq_lab.svg import Bars, Line, Panel, Rule, chart, image, ticks
+from adadfq_lab.svg import Bars, Line, Panel, Rule, chart, image, log_ticks, ticks
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -56,6 +56,23 @@ def test_rings_are_rings_and_not_joined():
     root = parsed([Panel("t", "x", "y", [Line("printed", range(3), [1.0, float("nan"), 3.0], "#000000", rings=True)])])
     assert not [node for node in root.iter(f"{SVG}path") if node.get("stroke") == "#000000"]
     assert [node.get("fill") for node in root.iter(f"{SVG}circle")] == ["none"] * 3
+
+
+def test_a_log_axis_makes_equal_ratios_equally_long():
+    """1, 10, 100 lie on a straight line, beside their own names; what has no logarithm interrupts it."""
+    root = parsed([Panel("t", "x", "y", [Line("l", range(5), [1, 10, 100, 0, -1], "#000000")], log=True)])
+    path = next(node.get("d") for node in root.iter(f"{SVG}path") if node.get("stroke") == "#000000")
+    points = np.array(numbers(path))
+    assert len(points) == 3 and np.allclose(np.diff(points, axis=0), points[1] - points[0], atol=0.11)
+    heights = {node.text: float(node.get("y")) - 4 for node in root.iter(f"{SVG}text") if node.text in ("1", "10", "100")}
+    assert [heights[word] for word in ("1", "10", "100")] == pytest.approx(points[:, 1], abs=0.11)
+
+
+@pytest.mark.parametrize(("low", "high", "marks"), [(0.3, 150, (1, 10, 100)), (2, 30, (2, 5, 10, 20)), (1e-9, 1e9, 5)])
+def test_ticks_of_a_log_axis(low, high, marks):
+    """Powers of ten, at most five; with fewer than two of them inside, 1, 2 and 5 times powers of ten."""
+    found = 10 ** np.array(log_ticks(np.log10(low), np.log10(high)))
+    assert (len(found) <= marks) if isinstance(marks, int) else np.allclose(found, marks)
 
 
 @pytest.mark.parametrize("axis", ["x", "y"])
