@@ -74,9 +74,10 @@ def band_figure(records: list[dict[str, Any]]) -> go.Figure:
 
 
 def loss_figure(records: list[dict[str, Any]]) -> go.Figure:
-    """Every loss term of both players, smoothed, on a logarithmic axis."""
-    fig = figure("What the players minimise", "round", "weighted loss term (log scale)")
+    """Every loss term of both players, smoothed, on a logarithmic axis; on a linear one where a term is negative, as ZAQ's are."""
     names = list(dict.fromkeys(name for record in records for name in record if name.startswith(("generator.", "student."))))
+    log = all(not (_column(records, name) < 0).any() for name in names)
+    fig = figure("What the players minimise", "round", f"weighted loss term{' (log scale)' if log else ''}")
     keep, dashes = _thin(len(records)), ("solid", "dash", "dot", "dashdot", "longdash")
     rounds = _column(records, "round")[keep]
     for i, name in enumerate(names):
@@ -84,10 +85,9 @@ def loss_figure(records: list[dict[str, Any]]) -> go.Figure:
         values = smooth(_column(records, name), max(1, len(records) // 60))[keep]
         colour = GENERATOR if player == "generator" else STUDENT
         label = f"{'G' if player == 'generator' else 'Q'}: {term}"
-        fig.add_scatter(
-            x=rounds, y=np.maximum(values, 1e-5), mode="lines", name=label, line={"color": colour, "dash": dashes[i % 5]}
-        )
-    fig.update_yaxes(type="log")
+        values = np.maximum(values, 1e-5) if log else values
+        fig.add_scatter(x=rounds, y=values, mode="lines", name=label, line={"color": colour, "dash": dashes[i % 5]})
+    fig.update_yaxes(type="log" if log else "linear")
     return fig
 
 

@@ -75,6 +75,9 @@ def test_losses_show_every_term_of_both_players():
     assert np.isfinite(shown["Q: entropy"].y[2:]).all()
     assert min(shown["G: band"].y) > 0
     assert loss_figure(records(20)).layout.yaxis.type == "log"
+    raised = [line | {"generator.output": -3.0} for line in records(20)]
+    assert loss_figure(raised).layout.yaxis.type == "linear"
+    assert lines_of(loss_figure(raised))["G: output"].y == pytest.approx(np.full(20, -3.0))
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 2500])
