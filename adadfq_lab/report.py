@@ -74,7 +74,7 @@ def band_figure(records: list[dict[str, Any]]) -> go.Figure:
 
 
 def loss_figure(records: list[dict[str, Any]]) -> go.Figure:
-    """Every loss term of both players, smoothed, on a logarithmic axis; on a linear one where a term is negative, as ZAQ's are."""
+    """Every loss term of both players, smoothed, on a logarithmic axis; a linear one where a term is negative, as with ZAQ."""
     names = list(dict.fromkeys(name for record in records for name in record if name.startswith(("generator.", "student."))))
     log = all(not (_column(records, name) < 0).any() for name in names)
     fig = figure("What the players minimise", "round", f"weighted loss term{' (log scale)' if log else ''}")
