@@ -161,12 +161,12 @@ def main(arguments: list[str] | None = None) -> None:
         if launched() and arguments[:1] not in ([], ["train"], ["demo"], ["--help"], ["-h"]):
             raise UserError("only train and demo play on several processes; start the others without torchrun")
         commands = COMMANDS
-        if arguments[:1] == ["train"]:  # read twice: the recipe's values are the defaults of everything else
-            recipe = _parse(COMMANDS, arguments).keywords["recipe"]
-            if recipe:
-                from adadfq_lab.recipes import resolve
+        if arguments[:1] == ["train"]:  # read twice: the recipe's values, or the method's, are the defaults of everything else
+            from adadfq_lab.recipes import resolve, usual_run
 
-                commands = COMMANDS | {"train": _train(resolve(recipe))}
+            asked = _parse(COMMANDS, arguments).keywords
+            usual = resolve(asked["recipe"]) if asked["recipe"] else usual_run(asked["config"].method)
+            commands = COMMANDS | {"train": _train(usual)}
         _parse(commands, arguments)()
     except UserError as error:
         print(f"adadfq: {error}", file=sys.stderr)

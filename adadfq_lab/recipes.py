@@ -210,6 +210,13 @@ def recipe(name: str) -> Recipe:
     return found[0]
 
 
+def usual_run(method: str) -> RunConfig:
+    """The default configuration, with the warm-up that serves `method` and as many rounds of play after it as ever."""
+    usual, warmup = RunConfig(), make_method(method).warmup
+    rounds = usual.rounds - usual.schedule.warmup + warmup
+    return dataclasses.replace(usual, rounds=rounds, schedule=dataclasses.replace(usual.schedule, warmup=warmup))
+
+
 def resolve(name: str) -> RunConfig:
     """The configuration of the recipe `name`, or of a run folder or its config.json where `name` is a path."""
     path = Path(name)

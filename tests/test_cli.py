@@ -16,6 +16,7 @@ from tiny_games import OBSERVE, WARMUP, images_for, saved_teacher
 
 from adadfq_lab import cli
 from adadfq_lab.data import load_data
+from adadfq_lab.errors import UserError
 from adadfq_lab.evaluation import accuracy
 from adadfq_lab.fidelity import CHOICES
 from adadfq_lab.methods import METHODS, Round, Terms, adadfq, every_method
@@ -296,6 +297,31 @@ def test_a_mistake_is_one_line_and_leaves_nothing(arguments, what, here, stubs, 
     if words[0] == "train" and "--teacher" not in words:
         words += ["--teacher", str(stubs / "teacher.safetensors")]
     assert what in mistake(capsys, *words)
+
+
+@pytest.mark.parametrize(
+    ("options", "warmup", "rounds"),
+    [
+        ("", 200, 2000),
+        ("--method gdfq --rounds 500", 200, 500),
+        ("--method intraq", 1600, 3400),
+        ("--method zaq", 0, 1800),
+        ("--method intraq --warmup 300 --rounds 700", 300, 700),
+        ("cifar10-resnet20-3w3a --rounds 10", 800, 10),
+    ],
+)
+def test_train_takes_the_warm_up_that_serves_the_method(options, warmup, rounds, monkeypatch):
+    """Where no option names one; what is left for play stays 1,800 rounds. A recipe has its own."""
+    seen = []
+
+    def play(config, *_, **__):
+        seen.append(config)
+        raise UserError("seen enough")
+
+    monkeypatch.setattr("adadfq_lab.runs.run", play)
+    with pytest.raises(SystemExit):
+        cli.main(["train", *options.split()])
+    assert [(c.schedule.warmup, c.rounds) for c in seen] == [(warmup, rounds)]
 
 
 def test_a_full_disk_is_one_line(trained, capsys, monkeypatch):
