@@ -199,7 +199,7 @@ class FigureView:
             for trace in _traces(panel):
                 base.add_trace(trace, **at)
             base.update_xaxes(title={"text": panel.x, "standoff": 4}, range=panel.x_range, **at)
-            base.update_yaxes(title={"text": panel.y, "standoff": 6}, range=panel.y_range, **at)
+            base.update_yaxes(title={"text": panel.y, "standoff": 6}, range=panel.y_range, type="linear", **at)
         base.update_layout(template=TEMPLATE, width=WIDTH, height=250 * rows, barmode="stack", bargap=0.05, showlegend=True)
         base.update_layout(margin={"t": 40, "b": 40, "l": 50, "r": 10}, font={"size": 12})
         base.update_layout(legend={"orientation": "h", "y": -0.09, "yanchor": "top"}, hovermode="closest")
@@ -222,7 +222,6 @@ class FigureView:
                     trace = next(traces)
                     trace.y = bars.heights
                 self._ranges(panel, axis)
-                self.figure.layout[f"yaxis{axis}"].update(type="log" if panel.log else "linear", title_text=panel.y)
                 for rule in panel.rules:
                     shape, note = _rule(rule, axis, panel)
                     shapes.append(shape)
@@ -230,6 +229,9 @@ class FigureView:
             self.figure.layout.shapes, self.figure.layout.annotations = shapes, notes
 
     def _ranges(self, panel: Panel, axis: str) -> None:
+        kind, y = "log" if panel.log else "linear", self.figure.layout[f"yaxis{axis}"]
+        if y.type != kind:  # to be told its kind, even the one that it is, makes an axis forget its range
+            y.update(type=kind, title_text=panel.y)
         if panel.x_range and panel.x_range != (0, 1):
             self.figure.layout[f"xaxis{axis}"].range = panel.x_range
         if panel.bars:  # room above them for the words of the rules

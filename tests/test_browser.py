@@ -154,6 +154,11 @@ def test_a_game_is_played_and_steered_in_the_browser(lab_server):
         wait_for(lambda: page.evaluate(POINTS) > count)
         click(page, "Stop")
         wait_for(lambda: "stopped" in page.inner_text(".jp-Notebook"))
+        axes = page.evaluate(
+            "() => { const {yaxis, yaxis3} = document.querySelector('.js-plotly-plot')._fullLayout; "
+            "return [yaxis.range, yaxis3.type]; }"
+        )
+        assert axes == [[0, 1], "log"], "H' keeps its whole scale while the losses change theirs"
         count = page.evaluate(POINTS)
         time.sleep(2)
         assert page.evaluate(POINTS) == count
