@@ -121,9 +121,10 @@ def load_data(name: str, split: str = "test", *, stub: bool = False) -> ImageSet
 
 
 def _image_set(name: str, split: str, images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -> ImageSet:
-    official = {"train": 60_000 if name == "fashion_mnist" else 50_000, "test": 10_000}[split]
-    count = f"all {official:,}" if len(labels) == official else f"{len(labels):,} of {official:,}"
-    count = count if name in CLASSES else f"{len(labels):,}"
+    count = f"{len(labels):,}"
+    if name in CLASSES:
+        official = {"train": 60_000 if name == "fashion_mnist" else 50_000, "test": 10_000}[split]
+        count = f"all {count}" if len(labels) == official else f"{count} of {official:,}"
     return ImageSet(
         name,
         split,
@@ -148,8 +149,8 @@ def _from_npz(name: str, split: str, path: Path) -> ImageSet:
         )
     if name in CLASSES:
         classes = CLASSES[name]
-    elif not classes and len(labels):
-        classes = tuple(f"class {i}" for i in range(min(max(int(labels.max()), 0) + 1, MOST_CLASSES)))
+    elif not classes:
+        classes = tuple(f"class {i}" for i in range(min(int(labels.max(initial=0)) + 1, MOST_CLASSES)))
     if not len(labels) or not (labels.min() >= 0 and labels.max() < len(classes)):
         raise UserError(f"{path} must hold one image or more, with labels y from 0 to {len(classes) - 1}")
     return _image_set(name, split, images, labels, classes)

@@ -76,13 +76,14 @@ def band_figure(records: list[dict[str, Any]]) -> go.Figure:
 def loss_figure(records: list[dict[str, Any]]) -> go.Figure:
     """Every loss term of both players, smoothed, on a logarithmic axis; a linear one where a term is negative, as with ZAQ."""
     names = list(dict.fromkeys(name for record in records for name in record if name.startswith(("generator.", "student."))))
-    log = all(not (_column(records, name) < 0).any() for name in names)
+    columns = {name: _column(records, name) for name in names}
+    log = not any((column < 0).any() for column in columns.values())
     fig = figure("What the players minimise", "round", f"weighted loss term{' (log scale)' if log else ''}")
     keep, dashes = _thin(len(records)), ("solid", "dash", "dot", "dashdot", "longdash")
     rounds = _column(records, "round")[keep]
-    for i, name in enumerate(names):
+    for i, (name, column) in enumerate(columns.items()):
         player, term = name.split(".")
-        values = smooth(_column(records, name), max(1, len(records) // 60))[keep]
+        values = smooth(column, max(1, len(records) // 60))[keep]
         colour = GENERATOR if player == "generator" else STUDENT
         label = f"{'G' if player == 'generator' else 'Q'}: {term}"
         values = np.maximum(values, 1e-5) if log else values

@@ -220,7 +220,7 @@ def _axes(panel: Panel, sx: Any, sy: Any, xs: tuple[float, float], ys: tuple[flo
     parts = []
     for x, word in _marks(panel.x_names, ticks(*xs)):
         parts.append(_text(sx(x), bottom + 16, word, "middle", SMALL))
-    numbers = [(y, f"{10**y:.3g}") for y in log_ticks(*ys)] if panel.log else _marks(panel.y_names, ticks(*ys, most=5))
+    numbers = [(y, f"{10**y:g}") for y in log_ticks(*ys)] if panel.log else _marks(panel.y_names, ticks(*ys, most=5))
     for y, word in numbers:
         parts.append(f'<line x1="{LEFT}" x2="{right}" y1="{sy(y):.1f}" y2="{sy(y):.1f}" stroke="currentColor" opacity=".18"/>')
         parts.append(_text(LEFT - 6, sy(y) + 4, word, "end", SMALL if not panel.y_names else SMALLER))

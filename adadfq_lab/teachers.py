@@ -139,11 +139,11 @@ def load_teacher(name: str) -> Teacher:
     from adadfq_lab.zoo import ZOO, build_network, load_zoo_teacher  # which makes teachers, as this module does
 
     path = stub_path(f"{name}.safetensors") if name in SHIPPED else Path(name)
-    if not path.exists() and ":" in name:
-        return load_zoo_teacher(name)
-    if not path.exists() and os.sep in name:
-        raise UserError(f"there is no file or folder {name}")
     if not path.exists():
+        if ":" in name:
+            return load_zoo_teacher(name)
+        if os.sep in name:
+            raise UserError(f"there is no file or folder {name}")
         raise UserError(
             f"no teacher {name!r}; shipped are {', '.join(SHIPPED)}, to download {', '.join(ZOO)}, "
             "or give a file of adadfq train-teacher"

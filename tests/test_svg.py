@@ -66,6 +66,8 @@ def test_a_log_axis_makes_equal_ratios_equally_long():
     assert len(points) == 3 and np.allclose(np.diff(points, axis=0), points[1] - points[0], atol=0.11)
     heights = {node.text: float(node.get("y")) - 4 for node in root.iter(f"{SVG}text") if node.text in ("1", "10", "100")}
     assert [heights[word] for word in ("1", "10", "100")] == pytest.approx(points[:, 1], abs=0.11)
+    wide = parsed([Panel("t", "x", "y", [Line("l", range(2), [100, 20_000], "#000000")], log=True)])
+    assert {"100", "1000", "10000"} <= {node.text for node in wide.iter(f"{SVG}text")}
 
 
 @pytest.mark.parametrize(("low", "high", "marks"), [(0.3, 150, (1, 10, 100)), (2, 30, (2, 5, 10, 20)), (1e-9, 1e9, 5)])
