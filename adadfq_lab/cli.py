@@ -145,10 +145,10 @@ def _one_line(box: str, command: list[str]) -> str:
     return f"{text}; see {' '.join(['adadfq', *command, '--help'])}"
 
 
-def _train(config: RunConfig) -> Callable[..., Any]:
-    """`train`, where what is not given on the command line is as in `config`."""
-    started = functools.wraps(train)(lambda *args, **named: train(*args, **named))
-    signature = inspect.signature(train)
+def _starting_from(config: RunConfig, command: Callable[..., Any]) -> Callable[..., Any]:
+    """`command`, where what is not given of its `config` on the command line is as in `config`."""
+    started = functools.wraps(command)(lambda *args, **named: command(*args, **named))
+    signature = inspect.signature(command)
     parameters = [p.replace(default=config) if p.name == "config" else p for p in signature.parameters.values()]
     started.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     return tyro.conf.configure(tyro.conf.OmitArgPrefixes)(started)
@@ -161,12 +161,12 @@ def main(arguments: list[str] | None = None) -> None:
         if launched() and arguments[:1] not in ([], ["train"], ["demo"], ["--help"], ["-h"]):
             raise UserError("only train and demo play on several processes; start the others without torchrun")
         commands = COMMANDS
-        if arguments[:1] == ["train"]:  # read twice: the recipe's values, or the method's, are the defaults of everything else
+        if arguments[:1] in (["train"], ["grid"]):  # read twice: what the recipe or the method has is the default of the rest
             from adadfq_lab.recipes import resolve, usual_run
 
             asked = _parse(COMMANDS, arguments).keywords
-            usual = resolve(asked["recipe"]) if asked["recipe"] else usual_run(asked["config"].method)
-            commands = COMMANDS | {"train": _train(usual)}
+            usual = resolve(asked["recipe"]) if asked.get("recipe") else usual_run(asked["config"].method)
+            commands = COMMANDS | {arguments[0]: _starting_from(usual, COMMANDS[arguments[0]])}
         _parse(commands, arguments)()
     except UserError as error:
         print(f"adadfq: {error}", file=sys.stderr)

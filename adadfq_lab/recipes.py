@@ -210,11 +210,19 @@ def recipe(name: str) -> Recipe:
     return found[0]
 
 
-def usual_run(method: str) -> RunConfig:
-    """The default configuration, with the warm-up that serves `method` and as many rounds of play after it as ever."""
-    usual, warmup = RunConfig(), make_method(method).warmup
-    rounds = usual.rounds - usual.schedule.warmup + warmup
-    return dataclasses.replace(usual, rounds=rounds, schedule=dataclasses.replace(usual.schedule, warmup=warmup))
+def usual_run(method: str, base: RunConfig | None = None) -> RunConfig:
+    """`base`, or the default configuration, of `method`: with the warm-up that serves it and as many rounds of play as before.
+
+    A warm-up that is not the one that serves the method of `base` was asked for, and stays.
+    """
+    base = base or RunConfig()
+    before, warmup = make_method(base.method).warmup, make_method(method).warmup
+    named = dataclasses.replace(base, method=method)
+    if base.schedule.warmup != before:
+        return named
+    return dataclasses.replace(
+        named, rounds=base.rounds - before + warmup, schedule=dataclasses.replace(base.schedule, warmup=warmup)
+    )
 
 
 def resolve(name: str) -> RunConfig:

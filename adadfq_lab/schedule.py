@@ -15,7 +15,8 @@ class Schedule:
     Attributes:
         batch: Images a round, N.
         warmup: Rounds in which only the generator learns; the student's first step is in round `warmup`. For `adadfq train`
-            what serves the method, if not given: 1,600 for intraq, which makes 16 images in 100 of them, none for zaq.
+            and `grid`, what serves the method, if not given: 1,600 for intraq, which makes 16 images in 100 of them, none for
+            zaq.
         observe: Rounds, from the first, in which activation ranges are observed; then they stay. A method that optimises
             images once and for all observes from the end of its warm-up.
         generator_lr: Adam's learning rate for G; the method's own if not given, 1e-3 for most.

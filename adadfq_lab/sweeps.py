@@ -12,7 +12,7 @@ from typing import Any, get_args
 from adadfq_lab.errors import UserError
 from adadfq_lab.grids import State, failure, rounds_done, state
 from adadfq_lab.methods import make_method
-from adadfq_lab.recipes import override
+from adadfq_lab.recipes import override, usual_run
 from adadfq_lab.runs import RunConfig, read_config
 
 
@@ -21,8 +21,9 @@ def combinations(config: RunConfig, vary: Sequence[str]) -> list[RunConfig]:
 
     vary: "NAME=VALUE,VALUE" each; NAME and VALUE as `recipes.override` takes them: lower, batch, alpha_ds
 
-    Combinations in which lower is not below upper are left out. Raises UserError for an unknown name, a value that does not
-    fit, or where nothing is left.
+    Where methods are varied and warm-ups are not, each method has the warm-up that serves it, and as many rounds of play as
+    `config`. Combinations in which lower is not below upper are left out. Raises UserError for an unknown name, a value that
+    does not fit, or where nothing is left.
     """
     axes = [_axis(text) for text in vary]
     names = Counter(name for name, _ in axes)
@@ -30,9 +31,11 @@ def combinations(config: RunConfig, vary: Sequence[str]) -> list[RunConfig]:
         raise UserError(f"{twice[0]} is varied twice; give all its values at once")
     found = []
     for values in itertools.product(*(values for _, values in axes)):
-        one = override(config, *(f"{name}={value}" for name, value in zip(names, values, strict=True)))
+        told = dict(zip(names, values, strict=True))
+        base = usual_run(told["method"], config) if "method" in told and "warmup" not in told else config
+        one = override(base, *(f"{name}={value}" for name, value in told.items()))
         usual = make_method(one.method).bounds
-        lower, upper = (own if told is None else told for own, told in ((usual.lower, one.lower), (usual.upper, one.upper)))
+        lower, upper = (own if new is None else new for own, new in ((usual.lower, one.lower), (usual.upper, one.upper)))
         if lower < upper:
             found.append(one)
     if not found:

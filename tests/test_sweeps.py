@@ -10,6 +10,7 @@ from adadfq_lab.cli import main
 from adadfq_lab.errors import UserError
 from adadfq_lab.grids import folder_name
 from adadfq_lab.runs import RunConfig
+from adadfq_lab.schedule import Schedule
 from adadfq_lab.sweeps import Status, combinations, varied
 from adadfq_lab.tables import Budget
 
@@ -24,6 +25,18 @@ def test_every_combination_once():
         ("gdfq", 0.0, 1, 8),
     ]
     assert combinations(RunConfig(), []) == [RunConfig()]
+
+
+def test_each_method_of_a_grid_has_the_warm_up_that_serves_it():
+    """IntraQ makes its 16 images in 1,600 rounds, ZAQ's has no warm-up; all play 800 rounds. A warm-up that is given stays."""
+    varied_methods = ["method=adadfq,intraq,zaq"]
+
+    def found(config, *more):
+        return [(c.schedule.warmup, c.rounds) for c in combinations(config, [*varied_methods, *more])]
+
+    assert found(RunConfig(rounds=1000)) == [(200, 1000), (1600, 2400), (0, 800)]
+    assert found(RunConfig(rounds=1000, schedule=Schedule(warmup=50))) == [(50, 1000)] * 3
+    assert found(RunConfig(rounds=1000), "warmup=200") == [(200, 1000)] * 3
 
 
 def test_values_have_their_options_type():

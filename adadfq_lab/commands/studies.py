@@ -113,6 +113,7 @@ def grid(
         folder: Where the runs are.
         vary: NAME=VALUE,VALUE,... for any option of a run (method, bits, lower, upper, seed, batch, ...) or setting
             of its method (alpha_ds, ...). Combinations in which lower is not below upper are left out.
+            Each of several methods has its own warm-up, if none is given, and as many rounds after it.
         workers: Runs at a time.
         engine: Where to play: in processes of this machine, in this process, by submitit on this machine, or on Slurm.
         resources: What each run gets on Slurm.
