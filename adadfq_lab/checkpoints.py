@@ -155,5 +155,5 @@ def resume_game(
         raise UserError(f"{path} does not fit its own description: {first_line(error)}") from None
     game.index, game.bounds, game.last_checkpoint = meta.index, meta.bounds, path
     left = game.index - 1  # the round whose setting of the observers is still in force; there is none before the first
-    game.student.observing = left < 0 or method.observes(left, meta.schedule.warmup, meta.schedule.observe)
+    game.student.observing = left < 0 or left in meta.schedule.observed(method)
     return game

@@ -200,9 +200,8 @@ class Game:
 
     def _set_observers(self, index: int) -> None:
         """Whether Q's ranges follow the batch of round `index`, and what passes where they clip."""
-        schedule = self.schedule
-        self.student.observing = self.method.observes(index, schedule.warmup, schedule.observe)
-        if self.method.ranges == "fitted" and index >= schedule.warmup:
+        self.student.observing = index in self.schedule.observed(self.method)
+        if self.method.ranges == "fitted" and index >= self.schedule.warmup:
             self.student.stop_clipped_gradients()
 
     def draw(self) -> tuple[Tensor, Tensor]:

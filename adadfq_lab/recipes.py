@@ -240,18 +240,18 @@ def resolve(name: str) -> RunConfig:
 
 def summary(name: str, config: RunConfig) -> tuple[dict[str, Any], str]:
     """What `config` comes to, as JSON and as text: the resolved configuration, images drawn and student updates."""
-    s = config.schedule
-    rates = s.rates(make_method(config.method, **config.settings))
+    s, method = config.schedule, make_method(config.method, **config.settings)
+    rates, observed = s.rates(method), s.observed(method)
     plain: dict[str, Any] = {"recipe": name, "config": config.as_json(), "rates": dataclasses.asdict(rates)}
     plain |= {"images": s.batch * config.rounds, "student_updates": max(0, config.rounds - s.warmup)}
     bounds = {name: bound for name in ("lower", "upper") if (bound := getattr(config, name)) is not None}
-    settings = make_method(config.method, **config.settings).settings | bounds
+    settings = method.settings | bounds
     own = ", ".join(f"{key} {value:g}" for key, value in settings.items() if isinstance(value, int | float))
     decays = " and ".join(f"{m:,}" for m in s.milestones if m < config.rounds) or "none"
     text = [
         f"{name}: {config.method} on {config.teacher}, {config.bits}, fidelity {config.fidelity}",
         f"rounds           {config.rounds:,} of {s.batch} images: {plain['images']:,} drawn",
-        f"warm-up          {s.warmup:,} rounds, ranges observed in the first {s.observe:,}",
+        f"warm-up          {s.warmup:,} rounds, ranges observed in rounds {observed.start:,} to {observed.stop - 1:,}",
         f"student updates  {plain['student_updates']:,}",
         f"learning rates   G {rates.generator_lr:g}, Q {rates.student_lr:g}, times {s.decay:g} at rounds: {decays}",
         f"weight decay     {rates.weight_decay:g}",
@@ -269,7 +269,7 @@ def shortened(config: RunConfig, rounds: int) -> RunConfig:
         return max(least, round(count * share)) if count else 0
 
     schedule = dataclasses.replace(
-        s, warmup=part(s.warmup), observe=part(s.observe), milestones=tuple(part(m) for m in s.milestones)
+        s, warmup=part(s.warmup), observe=s.observe and part(s.observe), milestones=tuple(part(m) for m in s.milestones)
     )
     every: dict[str, Any] = {name: part(getattr(config, name)) for name in ("evaluate_every", "save_every", "gains_every")}
     return dataclasses.replace(config, rounds=rounds, schedule=schedule, **every)

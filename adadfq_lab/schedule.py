@@ -7,6 +7,11 @@ from adadfq_lab.errors import UserError
 from adadfq_lab.fields import check_rates
 from adadfq_lab.methods import Method, Rates
 
+SETTLED = 10
+"""Rounds at the end of a bank's warm-up in which its images hardly change any more."""
+FOLLOWED = 200
+"""Rounds of play in which ranges follow the images, where nothing else is said."""
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -17,8 +22,8 @@ class Schedule:
         warmup: Rounds in which only the generator learns; the student's first step is in round `warmup`. For `adadfq train`
             and `grid`, what serves the method, if not given: 1,600 for intraq, which makes 16 images in 100 of them, none for
             zaq.
-        observe: Rounds, from the first, in which activation ranges are observed; then they stay. A method that optimises
-            images once and for all observes from the end of its warm-up.
+        observe: Rounds, from the first, in which activation ranges are observed; then they stay. If not given, to the
+            200th after the warm-up. A method that optimises images once and for all observes from the end of its warm-up.
         generator_lr: Adam's learning rate for G; the method's own if not given, 1e-3 for most.
         student_lr: The learning rate for Q; the method's own if not given, 1e-4 for most.
         weight_decay: Of Q's parameters; the method's own if not given, 1e-4 for most.
@@ -28,7 +33,7 @@ class Schedule:
 
     batch: int = 16
     warmup: int = 200
-    observe: int = 400
+    observe: int | None = None
     generator_lr: float | None = None
     student_lr: float | None = None
     weight_decay: float | None = None
@@ -37,8 +42,8 @@ class Schedule:
 
     def __post_init__(self) -> None:
         for name in ("batch", "observe"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
+            if (count := getattr(self, name)) is not None and count < 1:
+                raise UserError(f"{name} must be at least 1, not {count}")
         if self.warmup < 0:
             raise UserError(f"warmup must not be negative, as {self.warmup} is")
         if min(self.milestones, default=0) < 0:
@@ -51,6 +56,15 @@ class Schedule:
         """The rates of this schedule, the method's own where it names none."""
         named = {name: getattr(self, name) for name in ("generator_lr", "student_lr", "weight_decay")}
         return dataclasses.replace(method.rates, **{name: rate for name, rate in named.items() if rate is not None})
+
+    def observed(self, method: Method) -> range:
+        """The rounds in which the activation ranges of `method`'s student follow the batch.
+
+        Where images are finished once and for all in the warm-up, those before its last few are none that ranges should fit.
+        """
+        begin, origin = (max(0, self.warmup - SETTLED), self.warmup) if method.generator_stops else (0, 0)
+        end = self.warmup + FOLLOWED if self.observe is None else origin + self.observe
+        return range(begin, self.warmup if self.warmup and method.ranges != "observed" else end)
 
     def factor(self, index: int) -> float:
         """What the learning rates are multiplied by in round `index`."""

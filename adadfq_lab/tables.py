@@ -36,14 +36,12 @@ class Budget:
     batch:   images in each
     warmup:  rounds before them in which only the generator learns; a method that makes its images first and then stops, takes
              as many as it asks for
-    observe: rounds after them in which activation ranges still follow the images; then they stay
     decay:   share of the updates after which the learning rates are multiplied by 0.1; 1 for never
     """
 
     updates: int
     batch: int = 16
     warmup: int = 200
-    observe: int = 200
     decay: float = 1.0
 
     def schedule(self, method: str) -> Schedule:
@@ -51,8 +49,7 @@ class Budget:
         made = make_method(method)
         warmup = made.warmup if made.generator_stops else self.warmup
         milestones = (warmup + round(self.decay * self.updates),) if self.decay < 1 else ()
-        before = 0 if made.generator_stops else warmup  # from where a schedule counts the rounds of observing
-        return Schedule(batch=self.batch, warmup=warmup, observe=before + self.observe, milestones=milestones)
+        return Schedule(batch=self.batch, warmup=warmup, milestones=milestones)
 
 
 BUDGETS = {"short": Budget(1500), "long": Budget(5000, decay=0.8)}

@@ -15,9 +15,6 @@ from adadfq_lab.optimizers import SGD
 from adadfq_lab.student import Student
 from adadfq_lab.teachers import Teacher
 
-SETTLED = 10
-"""Rounds at the end of a bank's warm-up in which its images hardly change any more."""
-
 Terms = dict[str, Tensor]
 """Loss terms by name, 0-dim and already weighted; a player minimises their sum."""
 
@@ -144,15 +141,3 @@ class Method:
     def steps_generator(self, index: int, warmup: int) -> bool:
         """Whether G learns in round `index`."""
         return index < warmup or (not self.generator_stops and index % self.generator_every == 0)
-
-    def observes(self, index: int, warmup: int, observe: int) -> bool:
-        """Whether Q's ranges follow the batch of round `index`: in the first `observe` rounds.
-
-        Where images are finished once and for all in the warm-up, rounds count from its end, and its last few are added, so
-        that Q has ranges when it ends.
-        """
-        if self.ranges != "observed" and warmup:
-            return index < warmup
-        if not self.generator_stops:
-            return index < observe
-        return warmup - SETTLED <= index < warmup + observe
