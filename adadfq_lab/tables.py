@@ -1,7 +1,7 @@
 """Methods x bit widths x seeds on one teacher and its test images: the paper's Table 2 at classroom scale.
 
 The protocol, the same for every method: the same quantizer, the same number of student updates, as many images in each of
-them, ranges observed on generated images for as many rounds, learning rates as each method publishes them, and accuracy after
+them, ranges observed on generated images for as many of them, learning rates as each method publishes them, and accuracy after
 the *last* round. Rows of the shipped results live in data_stubs/table.json; `adadfq table` prints them, `adadfq table --play`
 plays what is asked for and missing.
 
@@ -34,20 +34,19 @@ class Budget:
 
     updates: of the student
     batch:   images in each
-    warmup:  rounds before them in which only the generator learns; a method that makes its images first and then stops, takes
-             as many as it asks for
+    warmup:  rounds before them in which only the generator learns; None for what serves the method: 200 for most, none for
+             ZAQ, whose paper has none, and for IntraQ as many as its images take
     decay:   share of the updates after which the learning rates are multiplied by 0.1; 1 for never
     """
 
     updates: int
     batch: int = 16
-    warmup: int = 200
+    warmup: int | None = None
     decay: float = 1.0
 
     def schedule(self, method: str) -> Schedule:
         """The schedule of `method`'s run within this budget."""
-        made = make_method(method)
-        warmup = made.warmup if made.generator_stops else self.warmup
+        warmup = make_method(method).warmup if self.warmup is None else self.warmup
         milestones = (warmup + round(self.decay * self.updates),) if self.decay < 1 else ()
         return Schedule(batch=self.batch, warmup=warmup, milestones=milestones)
 

@@ -40,6 +40,7 @@ def test_every_method_gets_the_same_updates_and_images_in_each():
     for config in configs:
         warmup, method = config.schedule.warmup, make_method(config.method)
         observed = config.schedule.observed(method)
+        assert warmup == {"intraq": 1600, "zaq": 0}.get(config.method, 200)
         assert observed.start == (1590 if config.method == "intraq" else 0)
         assert observed.stop == (warmup if method.ranges != "observed" else warmup + 200)
     assert all(c.schedule.student_lr is None and c.fidelity == "corrected" for c in configs)
