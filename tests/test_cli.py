@@ -7,6 +7,8 @@ import io
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -343,6 +345,14 @@ def test_a_full_disk_is_one_line(trained, capsys, monkeypatch):
     monkeypatch.chdir(trained[0])
     monkeypatch.setattr(os, "fsync", full)
     assert "cannot write: No space left on device" in mistake(capsys, "watch", "runs/one", "--once", "--html", "x.html")
+
+
+def test_a_reader_who_has_seen_enough_ends_it_quietly():
+    """As `head` is: no traceback, and the exit status of a program that a closed pipe ends."""
+    command = [sys.executable, "-m", "adadfq_lab", "methods"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert (process.wait(), process.stderr.read()) == (141, b"")
 
 
 def test_a_run_folder_that_cannot_be_is_one_line(here, stubs, capsys):

@@ -1,6 +1,8 @@
 """What `adadfq` can do, a function a command; this file holds what they share."""
 
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +19,11 @@ Changes = Annotated[
 
 def say(result: dict[str, Any] | list[dict[str, Any]], text: str, as_json: bool) -> None:
     """Prints what a command found, for people and, where asked, for programs."""
-    print(text)
-    if as_json:
-        print(json.dumps(result))
+    try:
+        print(text)
+        if as_json:
+            print(json.dumps(result))
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads has seen enough, as in: adadfq table | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # takes what would be flushed on leaving
+        sys.exit(141)
