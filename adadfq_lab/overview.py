@@ -14,7 +14,7 @@ BEGIN, END = "<!-- table -->", "<!-- /table -->"
 DATA = {"cifar10": "CIFAR-10", "fashion_mnist": "Fashion-MNIST"}
 ORDER = [
     *((data, budget, "corrected", "3w3a") for data in DATA for budget in ("short", "long")),
-    *(("cifar10", "short", "corrected", bits) for bits in ("4w4a", "5w5a")),
+    *((data, "short", "corrected", bits) for data in DATA for bits in ("4w4a", "5w5a")),
     ("cifar10", "short", "released", "3w3a"),
 ]
 """The columns, each a (data set, budget, fidelity, bits), where there are results of it."""
