@@ -210,12 +210,11 @@ def recipe(name: str) -> Recipe:
     return found[0]
 
 
-def usual_run(method: str, base: RunConfig | None = None) -> RunConfig:
-    """`base`, or the default configuration, of `method`: with the warm-up that serves it and as many rounds of play as before.
+def usual_run(method: str, base: RunConfig = RunConfig()) -> RunConfig:  # noqa: B008 (frozen)
+    """`base`, else the default configuration, with `method`, the warm-up that serves it and as many rounds of play as before.
 
     A warm-up that is not the one that serves the method of `base` was asked for, and stays.
     """
-    base = base or RunConfig()
     before, warmup = make_method(base.method).warmup, make_method(method).warmup
     named = dataclasses.replace(base, method=method)
     if base.schedule.warmup != before:

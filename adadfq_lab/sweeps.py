@@ -47,7 +47,7 @@ def _axis(text: str) -> tuple[str, list[str]]:
     name, sign, values = text.partition("=")
     if not (sign and name):
         raise UserError(f"{text!r} varies nothing; write NAME=VALUE,VALUE with a name as in --help, such as lower=0,0.1,0.2")
-    return name.replace("-", "_"), values.split(",")
+    return name.replace("-", "_").removeprefix("schedule."), values.split(",")
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ import json
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from tiny_games import SCHEDULE, images_for, saved_teacher
@@ -339,8 +338,7 @@ def test_an_estimate_is_what_happens(tmp_path, monkeypatch):
     In processor time and in one of three tries, since what else the machine does while it probes or plays is not the
     estimate's fault. Noise stands for the 10,000 test images, which take as long to measure whatever they show.
     """
-    noise = np.random.default_rng(0).integers(0, 256, (10_000, 3, 32, 32), np.uint8)
-    np.savez(tmp_path / "cifar10_test.npz", x=noise, y=np.arange(10_000) % 10)
+    images_for(tmp_path, "cifar10", count=10_000, shape=(3, 32, 32))
     monkeypatch.setenv("ADADFQ_DATA", str(tmp_path))
     monkeypatch.setattr(time, "perf_counter", time.process_time)
     config = override(recipe("cifar10-resnet20-3w3a").config(), "teacher=cifar10_resnet20", "device=cpu")

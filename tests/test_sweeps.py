@@ -37,6 +37,7 @@ def test_each_method_of_a_grid_has_the_warm_up_that_serves_it():
     assert found(RunConfig(rounds=1000)) == [(200, 1000), (1600, 2400), (0, 800)]
     assert found(RunConfig(rounds=1000, schedule=Schedule(warmup=50))) == [(50, 1000)] * 3
     assert found(RunConfig(rounds=1000), "warmup=200") == [(200, 1000)] * 3
+    assert found(RunConfig(rounds=1000), "schedule.warmup=200") == [(200, 1000)] * 3
 
 
 def test_values_have_their_options_type():
