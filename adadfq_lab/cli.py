@@ -33,7 +33,8 @@ def methods(json: Json = False) -> None:
     from adadfq_lab.methods import description, every_method
 
     rows = {name: description(make) for name, make in every_method().items()}
-    say(rows, "\n".join(f"{name:10} {idea.split(': ', 1)[-1]}" for name, idea in rows.items()), json)
+    width = max(map(len, rows))
+    say(rows, "\n".join(f"{name:{width}} {idea.split(': ', 1)[-1]}" for name, idea in rows.items()), json)
 
 
 def fidelity(json: Json = False) -> None:

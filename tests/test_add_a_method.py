@@ -84,13 +84,16 @@ def test_a_method_of_this_process_alone_is_not_handed_to_others(page, tmp_path, 
 def test_a_file_that_the_environment_names_registers_its_methods(methods_as_they_were, tmp_path, monkeypatch, capsys):
     """By name, with its settings, in the list; it is run once, and not as a program; one that fails is named in a line."""
     path = tmp_path / "border.py"
-    path.write_text(BLOCKS[0] + "\nprint('read')\n")
+    more = "from functools import partial\n\nlab.register('weighted_border', partial(border, weight=0.2))\nprint('read')\n"
+    path.write_text(f"{BLOCKS[0]}\n{more}")
     monkeypatch.setenv(FILES, str(path))
     assert lab.make_method("border", weight=0.3).settings == lab.make_method("Border", weight=0.3).settings
     assert methods.known_elsewhere("border")
     cli.main(["methods"])
     out = capsys.readouterr().out
-    assert out.count("read\n") == 1 and "border     generate images between two classes" in out
+    assert out.count("read\n") == 1
+    for name in ("border", "weighted_border"):
+        assert re.search(rf"^{name} +generate images between two classes", out, re.MULTILINE)
     path.write_text("import nothing_of_the_kind\n")
     monkeypatch.chdir(tmp_path)
     for name in (str(path), "./border.py"):

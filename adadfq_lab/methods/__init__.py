@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,8 @@ def make_method(name: str, **settings: Any) -> Method:
 
 def description(make: Callable[..., Method]) -> str:
     """What a method does, in a line: the first of the module that makes it or, where that says nothing, of its function."""
+    while isinstance(make, partial):
+        make = make.func
     module = sys.modules.get(make.__module__)
     told = module.__doc__ if hasattr(module, "__file__") else ""  # a notebook is a module that IPython describes
     return (told or make.__doc__ or "no description").strip().split("\n")[0]
