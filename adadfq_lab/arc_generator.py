@@ -99,7 +99,7 @@ class UpEdge(nn.Module):
             m = Repeated(m.pixels, m.doublings + 1)
         else:
             m = Repeated(F.interpolate(m.at(0), scale_factor=2.0, mode="bilinear", align_corners=False))
-        return Repeated(self.conv(F.leaky_relu(self.norm(m.pixels, y), 0.2)), m.doublings)
+        return Repeated(self.conv(F.leaky_relu(self.norm(m.pixels, y), 0.2, inplace=True)), m.doublings)
 
 
 class OpEdge(nn.Module):
@@ -112,7 +112,7 @@ class OpEdge(nn.Module):
         self.conv = UpsampleConv2d(WIDTH, WIDTH, self.kernel)  # for its kernel; where nothing is doubled, a plain convolution
 
     def forward(self, m: Repeated, y: Tensor) -> Repeated:
-        m = Repeated(F.leaky_relu(self.norm(m.pixels, y), 0.2), m.doublings)
+        m = Repeated(F.leaky_relu(self.norm(m.pixels, y), 0.2, inplace=True), m.doublings)
         weight, bias, pad = self.conv.weight, self.conv.bias, self.kernel // 2
         if self.kernel == 1:
             return Repeated(F.conv2d(m.pixels, weight, bias), m.doublings)
@@ -181,7 +181,7 @@ class SearchedGenerator(Generator):
             x = linear(part).view(len(z), WIDTH, self.base[0] * 2**i, self.base[1] * 2**i)
             start = Repeated(x.contiguous(memory_format=torch.channels_last))
             nodes = cell(total([start, *nodes[3:]]), nodes, y)
-        x = self.image(F.leaky_relu(self.norm(nodes[3].at(0), y), 0.2))
+        x = self.image(F.leaky_relu(self.norm(nodes[3].at(0), y), 0.2, inplace=True))
         top, left = ((made - asked) // 2 for made, asked in zip(x.shape[2:], self.shape[1:], strict=True))
         images: Tensor = self.standardize(torch.tanh(x[:, :, top : top + self.shape[1], left : left + self.shape[2]]))
         return images

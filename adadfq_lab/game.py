@@ -258,6 +258,7 @@ class Game:
         for group in optimizer.param_groups:
             group["lr"] = (self.rates.scale_lr if group.get("scales") else lr) * self.schedule.factor(index)
         optimizer.step()
+        optimizer.zero_grad(set_to_none=True)  # kept, they would lie about through the next round
 
     def _assign(self, gradients: tuple[Tensor | None, ...]) -> None:
         for parameter, gradient in zip(self.student_parameters, gradients, strict=True):

@@ -114,8 +114,8 @@ class LabelGenerator(Generator):
 
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
         x = self.linear(self.label(y) * z).view(len(z), 128, *self.base).contiguous(memory_format=torch.channels_last)
-        x = F.leaky_relu(self.norm1(self.up1(self.norm0(x))), 0.2)
-        x = F.leaky_relu(self.norm2(self.up2(x)), 0.2)
+        x = F.leaky_relu(self.norm1(self.up1(self.norm0(x))), 0.2, inplace=True)
+        x = F.leaky_relu(self.norm2(self.up2(x)), 0.2, inplace=True)
         images: Tensor = self.standardize(torch.tanh(self.image(x)))
         return images
 
@@ -151,8 +151,8 @@ class ClassNormGenerator(Generator):
 
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
         x = self.linear(z).view(len(z), 128, *self.base).contiguous(memory_format=torch.channels_last)
-        x = F.leaky_relu(self.norm1(self.up1(self.norm0(x, y)), y), 0.2)
-        x = F.leaky_relu(self.norm2(self.up2(x), y), 0.2)
+        x = F.leaky_relu(self.norm1(self.up1(self.norm0(x, y)), y), 0.2, inplace=True)
+        x = F.leaky_relu(self.norm2(self.up2(x), y), 0.2, inplace=True)
         images: Tensor = self.standardize(torch.tanh(self.image(x)))
         return images
 

@@ -122,7 +122,7 @@ class SuperposedGenerator(Generator):
         slots = z.shape[1] if z.dim() == 3 else 1
         x = self.linear(self.mapping(self.embedding(z, y)))
         x = x.view(len(z), 128, *self.base).contiguous(memory_format=torch.channels_last)
-        x = F.leaky_relu(self.norm1(self.up1(self.norm0(x, y, slots)), y, slots), 0.2)
-        x = F.leaky_relu(self.norm2(self.up2(x), y, slots), 0.2)
+        x = F.leaky_relu(self.norm1(self.up1(self.norm0(x, y, slots)), y, slots), 0.2, inplace=True)
+        x = F.leaky_relu(self.norm2(self.up2(x), y, slots), 0.2, inplace=True)
         images: Tensor = self.standardize(torch.tanh(self.image(x)))
         return images
