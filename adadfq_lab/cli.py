@@ -39,9 +39,9 @@ def methods(json: Json = False) -> None:
 
 def fidelity(json: Json = False) -> None:
     """Show every place where paper, released code and good sense differ, and what each choice means."""
-    from adadfq_lab.fidelity import CHOICES, fidelity_table
+    from adadfq_lab.fidelity import CHOICES
 
-    say({choice.name: dataclasses.asdict(choice) for choice in CHOICES}, fidelity_table(), json)
+    say({choice.name: dataclasses.asdict(choice) for choice in CHOICES}, "\n\n".join(map(str, CHOICES)), json)
 
 
 def bench(teacher: str = "cifar10_resnet20", batch: int = 16, bits: str = "3w3a", rounds: int = 20, json: Json = False) -> None:
@@ -66,7 +66,7 @@ def bench(teacher: str = "cifar10_resnet20", batch: int = 16, bits: str = "3w3a"
         ("peak memory", f"{b.peak_mb:8.0f} MB"),
         ("largest difference", f"{b.max_relative_difference:8.1e}   relative, fast against textbook round, in float64"),
     ]
-    text = f"{teacher}, {bits}, batch {batch}, {b.threads} threads, medians of {rounds}\n"
+    text = f"{teacher}, {bits}, batch {batch}, {b.threads} thread{'s' * (b.threads != 1)}, medians of {rounds}\n"
     say(dataclasses.asdict(b), text + "\n".join(f"{name:24}{figure}" for name, figure in rows), json)
 
 
@@ -177,7 +177,6 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         print(f"adadfq: cannot write: {error.strerror}; make room, then the same command", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        saved = "; a run was saved and continues with --resume" if arguments[:1] in (["train"], ["demo"]) else ""
-        print(f"adadfq: interrupted{saved}", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print("; ".join(["adadfq: interrupted", *map(str, error.args)]), file=sys.stderr)
         sys.exit(130)

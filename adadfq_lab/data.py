@@ -100,9 +100,12 @@ def load_data(name: str, split: str = "test", *, stub: bool = False) -> ImageSet
     if not stub and folder and (path := Path(folder) / f"{name}_{split}.npz").exists():
         return _from_npz(name, split, path)
     if name not in CLASSES:
+        known, files = ", ".join(DATASETS) + ", give a path to a folder of images", f"{name}_test.npz"
+        if split == "train":
+            known, files = ", ".join(CLASSES), f"{name}_train.npz and {name}_test.npz"
         raise UserError(
-            f"no data set is called {name!r}; choose from {', '.join(DATASETS)}, give a path to a folder of images, or put "
-            f"{name}_{split}.npz (x uint8 (N, C, H, W), y) in a folder and set ADADFQ_DATA to it"
+            f"no data set is called {name!r}; choose from {known}, or put {files} (x uint8 (N, C, H, W), y) in a folder and "
+            "set ADADFQ_DATA to it"
         )
     if not stub and name == "fashion_mnist" and DEBIAN_FASHION.is_dir():
         return _from_idx(name, split, DEBIAN_FASHION)

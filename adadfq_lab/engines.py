@@ -100,7 +100,7 @@ class InProcess:
         return list(tasks)
 
     def stop(self, tasks: Sequence[Task]) -> str:
-        return "the run that was played is saved"
+        return "the run that was played is saved; the same command continues"
 
 
 class Local:
@@ -123,7 +123,7 @@ class Local:
     def stop(self, tasks: Sequence[Task]) -> str:
         for task in tasks:
             task.handle.wait()
-        return "every run that was being played is saved"
+        return "every run that was being played is saved; the same command continues"
 
 
 # submitit
@@ -163,7 +163,7 @@ class SubmititLocal:
     def stop(self, tasks: Sequence[Task]) -> str:
         for task in tasks:
             task.handle.cancel()
-        return "the jobs were told to save and end"
+        return "the jobs were told to save and end; the same command continues"
 
 
 class Slurm:

@@ -91,6 +91,7 @@ def fig3() -> Evidence:
     alt = f"Fig. 3: gains added up over {len(g)} rounds; G {g.sum():+.2f}, Q {q.sum():+.2f}, together {total:+.2f} nats."
     figure = curves(series, at, title="Fig. 3, gains added up", x="round", y="cumulative gain [nats]", alt=alt)
     numbers = {"sum of Δ_G [nats]": float(g.sum()), "sum of Δ_Q [nats]": float(q.sum()), "sum of both [nats]": total}
+    numbers |= {"sum of their sizes [nats]": moved}
     numbers |= {"share of rounds with Δ_G > 0": float((g > 0).mean()), "share with Δ_Q < 0": float((q < 0).mean())}
     supported = abs(total) <= 0.1 * moved and (g > 0).mean() > 0.5 and (q < 0).mean() > 0.5
     return Evidence(

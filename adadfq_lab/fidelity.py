@@ -6,6 +6,7 @@ what runs. `fidelity("corrected")` is the default of everything in this package;
 """
 
 from dataclasses import dataclass
+from textwrap import fill
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from adadfq_lab.equations import BnsReduction, Floor, KdReduction
@@ -58,6 +59,11 @@ class Choice:
     released: str | float | bool | None
     corrected: str | float | bool | None
     why: str  # what either does, and how it is known
+
+    def __str__(self) -> str:
+        answers = ", ".join(f"{name} {getattr(self, name)}" for name in FIDELITY)
+        why = fill(self.why, 100, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
+        return f"{self.name}: {self.question}\n  {answers}\n{why}"
 
 
 CHOICES: tuple[Choice, ...] = (

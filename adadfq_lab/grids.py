@@ -229,13 +229,18 @@ def play_grid(
                 over = engine.ended(running)
                 running = [task for task in running if task not in over]
                 waiting += [task.folder for task in over if _again(task.folder, attempts)]
-                progress.update(sum(_played(folder, rounds) for folder in rounds) - progress.n)
+                played = sum(_played(folder, rounds) for folder in rounds)
+                if played < progress.n:  # a run went back to its last checkpoint: pace and time left count from here
+                    progress.initial = 0
+                    progress.reset()
+                    progress.initial = progress.n = progress.last_print_n = played
+                progress.update(played - progress.n)
                 names = ", ".join(task.folder.name for task in running[:3])
                 progress.set_postfix_str(f"{len(waiting)} waiting; now {names}" if names else "", refresh=False)
         except BaseException as error:
             said = engine.stop(running)
-            if isinstance(error, KeyboardInterrupt) and not quiet:
-                print(f"\nadadfq: {said}", file=sys.stderr)
+            if isinstance(error, KeyboardInterrupt):
+                raise KeyboardInterrupt(said) from None
             raise
     failed = [folder for folder in folders if state(folder) != "done"]
     if failed:

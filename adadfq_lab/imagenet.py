@@ -97,7 +97,10 @@ def load_folder(name: str, split: str = "test", *, stub: bool = False) -> ImageF
     if stub:
         raise UserError(f"no image of {name} is shipped; leave out --stub")
     if split != "test":
-        raise UserError(f"{name} is there to measure on (split test); train-teacher takes fashion_mnist, cifar10 or cifar100")
+        raise UserError(
+            f"{name} is there to measure on (split test); train-teacher takes "
+            "fashion_mnist, cifar10, cifar100, or NAME for NAME_train.npz and NAME_test.npz in the folder ADADFQ_DATA"
+        )
     if name != "imagenet":
         return _read(Path(name), Path(name).name)
     data = os.environ.get("ADADFQ_DATA")

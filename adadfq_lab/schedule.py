@@ -22,8 +22,8 @@ class Schedule:
         warmup: Rounds in which only the generator learns; the student's first step is in round `warmup`. For `adadfq train`
             and `grid`, what serves the method, if not given: 1,600 for intraq, which makes 16 images in 100 of them, none for
             zaq.
-        observe: Rounds, from the first, in which activation ranges are observed; then they stay. If not given, to the
-            200th after the warm-up. A method that optimises images once and for all observes from the end of its warm-up.
+        observe: Rounds, from the first, in which activation ranges are observed; then they stay. If not given, up to 200
+            rounds after the warm-up. A method that optimises images once and for all observes from the end of its warm-up.
         generator_lr: Adam's learning rate for G; the method's own if not given, 1e-3 for most.
         student_lr: The learning rate for Q; the method's own if not given, 1e-4 for most.
         weight_decay: Of Q's parameters; the method's own if not given, 1e-4 for most.

@@ -66,11 +66,19 @@ class Status:
 
 
 def status(root: Path) -> list[Status]:
-    """The status of every run under `root`, by name of folder; raises UserError where there is none."""
+    """The status of every run under `root`, sorted by the options they differ in; raises UserError where there is none."""
     folders = sorted(path.parent for path in root.glob("*/wanted.json"))
     if not folders:
         raise UserError(f"{root} holds no grid; make one with: adadfq grid play {root} --vary NAME=VALUE,VALUE")
-    return [_status(folder) for folder in folders]
+    rows = [_status(folder) for folder in folders]
+    options = varied(rows)
+    return sorted(rows, key=lambda row: [_rank(value) for value in options[row.folder].values()])
+
+
+def _rank(value: Any) -> tuple[bool, float, str]:
+    """Sorts numbers by size, and all else behind them by name."""
+    number = isinstance(value, int | float)
+    return not number, value if number else 0.0, str(value)
 
 
 def _status(folder: Path) -> Status:
@@ -91,7 +99,8 @@ def varied(rows: Sequence[Status]) -> dict[Path, dict[str, Any]]:
     flat = []
     for row in rows:
         plain = row.config.as_json()
-        flat.append(plain | plain.pop("schedule") | plain.pop("settings"))
+        schedule, settings = plain.pop("schedule"), plain.pop("settings")
+        flat.append(plain | schedule | settings)
     names = [name for name in dict.fromkeys(itertools.chain(*flat)) if len({str(one.get(name)) for one in flat}) > 1]
     return {row.folder: {name: one.get(name) for name in names} for row, one in zip(rows, flat, strict=True)}
 

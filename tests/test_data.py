@@ -108,7 +108,9 @@ def test_a_data_set_of_your_own_has_a_name_of_its_own(folder):
     assert (data.name, data.classes, data.source) == ("mine", ("class 0", "class 1", "class 2"), "7 mine test images")
     np.savez(folder / "mine_test.npz", x=x, y=np.zeros(7, np.int64), classes=np.array(["cat", "dog"]))
     assert load_data("mine").classes == ("cat", "dog")
-    with pytest.raises(UserError, match=r"choose from fashion_mnist, .*, or put mine_train.npz \(x uint8 .* set ADADFQ_DATA"):
+    with pytest.raises(
+        UserError, match=r"choose from fashion_mnist, .*, or put mine_train.npz and mine_test.npz \(x uint8 .* set ADADFQ_DATA"
+    ):
         load_data("mine", "train")
     for wrong in (np.full(7, 2), np.full(7, -1)):
         np.savez(folder / "mine_test.npz", x=x, y=wrong, classes=np.array(["cat", "dog"]))

@@ -187,7 +187,7 @@ def test_a_run_continues_on_two_processes_and_on_one_again(config, tmp_path):
     process.send_signal(signal.SIGINT)
     text, _ = process.communicate(timeout=60)
     lines = read_records(folder / "records.jsonl")
-    assert 10 <= len(lines) < 3000 and "interrupted; a run was saved" in text, text
+    assert 10 <= len(lines) < 3000 and "interrupted; the run is saved" in text, text
     (last,) = sorted(folder.glob("round_*.ckpt"))[-1:]
     assert last.name == f"round_{len(lines):06d}.ckpt"
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -92,6 +93,15 @@ def test_a_killed_worker_is_started_again(config, tmp_path):
     assert lines == list(range(60))
     run(config, tmp_path / "alone", quiet=True, report=False)
     assert weights(folder) == weights(tmp_path / "alone")
+
+
+def test_a_run_that_goes_back_to_its_checkpoint_does_not_play_backwards(config, tmp_path, monkeypatch, capsys):
+    """31 of 60 rounds were logged and 30 saved: pace and time left count from 30, and are not negative."""
+    played = iter([31, 30])
+    monkeypatch.setattr(grids, "_played", lambda folder, rounds: next(played))
+    play_grid([dataclasses.replace(config, rounds=60)], tmp_path / "grid", engine=make_engine("inprocess", 1, tmp_path))
+    bar = capsys.readouterr().err
+    assert " 30/60 [" in bar and "-" not in re.sub(r"; now \S+", "", bar)
 
 
 def test_a_run_that_fails_is_named_and_the_others_go_on(config, tmp_path):

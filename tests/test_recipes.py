@@ -140,7 +140,7 @@ def test_set_reaches_the_run_its_schedule_and_its_method():
         ("milestones=3", "milestones does not take 3"),
         ("fidelity=exact", "fidelity does not take 'exact'; it takes corrected or paper or released"),
         ("alpha_ds=much", "alpha_ds does not take 'much'; it takes float"),
-        ("alpha_dz=0.3", "adadfq does not take these settings"),
+        ("alpha_dz=0.3", "adadfq has no setting .alpha_dz"),
         ("method=genie", "no method is called 'genie'"),
         ("batch=0", "batch must be at least 1, not 0"),
     ],

@@ -2,7 +2,10 @@
 
 import json
 import os
+import re
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -69,6 +72,20 @@ def test_a_log_that_is_written_anew_is_read_anew(folder):
     (folder / "new").write_text(line(0))
     os.replace(folder / "new", folder / "records.jsonl")
     assert (watch.look().round, watch.look().best) == (1, None)
+
+
+def test_another_tracker_takes_the_loop_of_the_documentation(folder, monkeypatch):
+    """The block of docs/full_training.md, with a tracker that notes what it is given."""
+    page = Path(__file__).parents[1] / "docs" / "full_training.md"
+    (block,) = re.findall(r"```python\n(import.*?|from.*?)```", page.read_text(), re.DOTALL)
+    logged = []
+    tracker = SimpleNamespace(
+        init=lambda **_: None, log=lambda scalars, step: logged.append((step, scalars)), finish=lambda: None
+    )
+    monkeypatch.setitem(sys.modules, "trackio", tracker)
+    append(folder, "".join(line(i) for i in range(ROUNDS)))
+    exec(block.replace("runs/mine", str(folder)), {})
+    assert [step for step, _ in logged] == list(range(ROUNDS)) and logged[3][1]["agreement"] == 0.25
 
 
 def test_finished_and_silent_runs_are_told_apart(folder):

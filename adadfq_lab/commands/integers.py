@@ -47,8 +47,8 @@ def verify(
 
     Args:
         file: What `adadfq export` wrote.
-        data: fashion_mnist, cifar10, cifar100, or a folder of images; if empty, the shipped images of the teacher's data
-            set, or those in the folder that ADADFQ_DATA names.
+        data: fashion_mnist, cifar10, cifar100, NAME for NAME_test.npz in the folder ADADFQ_DATA, or a folder of images.
+            If empty, what the teacher was trained on: its shipped images, or those in ADADFQ_DATA.
         runtime: What runs the file.
     """
     from adadfq_lab.data import load_data

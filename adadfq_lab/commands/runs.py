@@ -53,7 +53,7 @@ def recipes(
         name: The recipe to show; a run folder or a config.json too.
         method: List this method's recipes only.
         device: Where to estimate; the recipe's own if empty.
-        probe: Seconds of real rounds that the estimate of the time is made from; 0 for no estimate.
+        probe: Seconds of real rounds behind the estimate of the time, three of each phase at least; 0 for no estimate.
     """
     from adadfq_lab import recipes as known
 
@@ -122,8 +122,15 @@ def train(
             follow(config)
             return
         resume = resume or (restarted() and bool(checkpoints(folder)))
-        result = run(config, folder, resume=resume, from_round=from_round)
-    say(result.as_json(), f"{result.table()}\nreport: {folder / 'report.html'}", json)
+        try:
+            result = run(config, folder, resume=resume, from_round=from_round)
+        except KeyboardInterrupt:
+            saved = (f"the run is saved; continue it with: adadfq train --resume {folder}",) if checkpoints(folder) else ()
+            raise KeyboardInterrupt(*saved) from None
+    text, warmup = result.table(), config.schedule.warmup
+    if result.rounds <= warmup:
+        text += f"\nQ took no step, as all rounds were warm-up: play more than {warmup}, or set --warmup"
+    say(result.as_json(), f"{text}\nreport: {folder / 'report.html'}", json)
 
 
 def watch(
@@ -167,7 +174,7 @@ def evaluate(run_or_teacher: tyro.conf.Positional[str], data: str = "", stub: bo
 
     Args:
         run_or_teacher: A run folder, its student.safetensors, a shipped teacher's name, or a teacher file.
-        data: fashion_mnist, cifar10, cifar100, imagenet, or a folder of images; what the teacher was trained on if empty.
+        data: A data set as for `adadfq train`, NAME for NAME_test.npz in ADADFQ_DATA included; the teacher's own if empty.
         stub: Use the shipped images only.
     """
     from adadfq_lab.data import load_data
@@ -198,5 +205,9 @@ def train_teacher(config: TeacherConfig, output: Path, json: Json = False) -> No
 
     if output.suffix != ".safetensors" or not output.parent.is_dir():
         raise UserError(f"{output} must end in .safetensors and lie in a folder that exists")
-    info = train_it(config, output).info
+    try:
+        info = train_it(config, output).info
+    except KeyboardInterrupt:
+        saved = ("the same command continues after the last whole epoch",) if output.with_suffix(".resume").exists() else ()
+        raise KeyboardInterrupt(*saved) from None
     say(dataclasses.asdict(info), f"{info.name}: {info.top1} % on {info.evaluated_on}", json)

@@ -37,7 +37,7 @@ def table(
     same folder with the same options, is not played again. For example: adadfq table --methods gdfq adadfq --bits 3w3a
 
     Args:
-        play: Play what is asked for and missing, a process a run; then show it.
+        play: Play what is asked for and not yet in --folder, a process a run; then show it.
         methods: Which; `adadfq methods` lists them. All of them if not given.
         bits: Bit widths such as 3w3a 4w4a; 3w3a if not given.
         seeds: 0 if not given.
@@ -111,8 +111,8 @@ def grid(
     Args:
         action: play what is missing, then show the results; or show the status: done, running, failed, stopped, waiting.
         folder: Where the runs are.
-        vary: NAME=VALUE,VALUE,... for any option of a run (method, bits, lower, upper, seed, batch, ...) or setting
-            of its method (alpha_ds, ...). Combinations in which lower is not below upper are left out.
+        vary: NAME=VALUE,VALUE,... for any option of a run (method, bits, lower, seed, ...) or of its method (alpha_ds, ...).
+            Combinations in which lower is not below upper are left out.
             Each of several methods has its own warm-up, if none is given, and as many rounds after it.
         workers: Runs at a time.
         engine: Where to play: in processes of this machine, in this process, by submitit on this machine, or on Slurm.

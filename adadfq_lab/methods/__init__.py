@@ -100,8 +100,10 @@ def make_method(name: str, **settings: Any) -> Method:
     try:
         return known[key](**settings)
     except TypeError as error:
-        own = ", ".join(known[key]().settings) or "none"
-        raise UserError(f"{name} does not take these settings: {error}; its own are {own}") from None
+        own = known[key]().settings
+        unknown = [setting for setting in settings if setting not in own]
+        what = f"has no setting {unknown[0]!r}" if unknown else f"does not take these settings: {error}"
+        raise UserError(f"{name} {what}; its own are {', '.join(own) or 'none'}") from None
 
 
 def description(make: Callable[..., Method]) -> str:
