@@ -72,7 +72,7 @@ def _processor(stat: str) -> float:
 
 def _megabytes(name: str, status: str) -> float:
     found = re.search(rf"^{name}:\s+(\d+) kB$", status, re.MULTILINE)
-    return int(found[1]) / 1000 if found else float("nan")
+    return int(found[1]) / 1024 if found else float("nan")
 
 
 def measure(numbers: Sequence[str] = (), *, fast_only: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:

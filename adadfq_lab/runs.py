@@ -158,7 +158,7 @@ class Result:
         lines = [f"{'':26}{'top-1':>8}   95 % interval"]
         lines += [f"{name:26}{row.top1:6.2f} %   [{row.low:.2f}, {row.high:.2f}]" for name, row in rows]
         share = f"{100 * back / lost:.0f} % of the {lost:.1f} points lost were won back" if lost > 0 else "nothing was lost"
-        return "\n".join([*lines, f"{share}, in {self.rounds} rounds and {self.seconds:.0f} s; measured on {self.source}"])
+        return "\n".join([*lines, f"{share}, in {self.rounds:,} rounds and {self.seconds:.0f} s; measured on {self.source}"])
 
 
 def pick_device(name: str) -> torch.device:
