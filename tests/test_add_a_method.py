@@ -107,6 +107,19 @@ def test_a_file_that_the_environment_names_registers_its_methods(methods_as_they
             assert "\n" not in str(caught.value)
 
 
+def test_the_file_of_fitted_methods_registers_them(methods_as_they_were, tmp_path, monkeypatch):
+    """The block of docs/what_limits_the_student.md: the methods that its command names, nothing but their ranges changed."""
+    page = (Path(__file__).parents[1] / "docs" / "what_limits_the_student.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (named,) = re.findall(r"--methods (.*_fitted)$", page, re.MULTILINE)
+    (tmp_path / "fitted.py").write_text(block)
+    monkeypatch.setenv(FILES, str(tmp_path / "fitted.py"))
+    for name in named.split():
+        method, plain = lab.make_method(name), lab.make_method(name.removesuffix("_fitted"))
+        assert (method.ranges, plain.ranges) == ("fitted", "observed")
+        assert (method.name, method.settings, method.rates) == (plain.name, plain.settings, plain.rates)
+
+
 @pytest.mark.slow
 def test_the_program_lists_and_trains_its_method(tmp_path):
     """border.py is adadfq with one method more, as a program of its own."""
