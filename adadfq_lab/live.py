@@ -30,7 +30,6 @@ from adadfq_lab.game import Game
 from adadfq_lab.history import History, Recorder
 from adadfq_lab.live_views import View, make_view
 from adadfq_lab.probing import probe
-from adadfq_lab.student import TRACING
 
 State = Literal["new", "running", "paused", "stopped", "finished", "failed"]
 INTERVAL = 0.2
@@ -204,8 +203,7 @@ class LiveRun:
                 if self._stop.is_set():
                     outcome = "stopped"
                     break
-                with TRACING:
-                    record = next(stream)
+                record = next(stream)
                 due = number % self.evaluate_every == 0 or number in (1, self.rounds)
                 self._recorder.add(record, probe(self.game, self.data) if self.data is not None and due else None)
                 self._publish()

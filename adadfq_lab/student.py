@@ -54,8 +54,8 @@ class Quantization:
     learned: bool = False
 
 
-TRACING = threading.RLock()
-"""Held while torch.fx traces, which replaces `nn.Module.__call__` for every thread, and by threads that must not see that."""
+_TRACING = threading.RLock()
+"""Held while torch.fx traces: it replaces `nn.Module.__call__`, and puts back what it found."""
 
 
 class Student(nn.Module):
@@ -231,15 +231,27 @@ def relu_sites(module: fx.GraphModule) -> list[fx.Node]:
 
 
 class _Tracer(fx.Tracer):
-    """Traces `forward(x)`; remembers which module it was in, so that a failure can name it."""
+    """Traces `forward(x)`; remembers which module it was in, so that a failure can name it.
 
-    where = ""
+    While it traces, the modules that other threads call come by here too, as those of a live run: they are let through.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.where, self.thread = "", threading.get_ident()
 
     def create_args_for_root(self, root_fn, is_module, concrete_args=None):  # type: ignore[no-untyped-def]
         # Only the images are a variable; every other argument has its default, as it will when the student is called.
         return root_fn, [self.root, self.create_proxy("placeholder", "x", (), {})]
 
+    def getattr(self, attr, attr_val, parameter_proxy_cache):  # type: ignore[no-untyped-def]
+        if threading.get_ident() != self.thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
     def call_module(self, m: nn.Module, forward, args, kwargs):  # type: ignore[no-untyped-def]
+        if threading.get_ident() != self.thread:
+            return forward(*args, **kwargs)
         outer, self.where = self.where, self.path_of_module(m)
         result = super().call_module(m, forward, args, kwargs)
         self.where = outer
@@ -249,7 +261,7 @@ class _Tracer(fx.Tracer):
 def _trace(root: nn.Module) -> fx.Graph:
     tracer = _Tracer()
     try:
-        with TRACING:
+        with _TRACING:
             return tracer.trace(root)
     except Exception as error:  # whatever foreign code raises while it is traced
         place = type(root).__name__

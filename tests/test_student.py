@@ -1,6 +1,7 @@
 """The student: every way of writing a network gives the same arithmetic, and what is counted is what was quantised."""
 
 import copy
+import threading
 
 import pytest
 import torch
@@ -31,7 +32,7 @@ from adadfq_lab.errors import UserError
 from adadfq_lab.layers import QuantConv2d, QuantLayer, QuantLinear
 from adadfq_lab.networks import resnet8, resnet20
 from adadfq_lab.quantizer import BitWidths, QuantActivation
-from adadfq_lab.student import Student, quantize
+from adadfq_lab.student import Student, quantize, traced
 from adadfq_lab.teachers import Teacher, TeacherInfo
 
 FINE = 44  # bits at which a grid is as good as float64: a student of that many bits must be its teacher
@@ -364,3 +365,31 @@ def test_a_bad_bit_string_is_refused(bits):
     with pytest.raises(UserError, match="as in 3w3a") as error:
         quantize(NoNorm(), bits)
     one_line(error)
+
+
+class Crossroads(nn.Module):
+    """Between its layers it waits for another thread, which runs the same layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn, self.scale = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Parameter(torch.ones(()))
+        self.met: list[Tensor] = []
+
+    def body(self, x: Tensor) -> Tensor:
+        return torch.relu(self.bn(self.conv(x)) * self.scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        thread = threading.Thread(target=lambda: self.met.append(self.body(torch.ones(1, 3, 8, 8))))
+        out = self.body(x)
+        thread.start()
+        thread.join()
+        return out
+
+
+def test_what_another_thread_computes_meanwhile_is_not_traced():
+    """torch.fx replaces `nn.Module.__call__` for all threads: theirs stay tensors, and out of the graph."""
+    network = Crossroads().eval()
+    graph = traced(network).graph
+    assert [str(node.target) for node in graph.nodes if node.op == "call_module"] == ["conv", "bn"]
+    (met,) = network.met
+    torch.testing.assert_close(met, network.body(torch.ones(1, 3, 8, 8)))
