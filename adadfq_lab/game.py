@@ -252,7 +252,7 @@ class Game:
         return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
 
     def _step(self, optimizer: torch.optim.Optimizer, lr: float, index: int, assign: Any) -> None:
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)  # what somebody else's backward pass left on the way
         assign()
         distributed.sum_gradients(p for group in optimizer.param_groups for p in group["params"])
         for group in optimizer.param_groups:

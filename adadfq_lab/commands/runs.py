@@ -125,8 +125,9 @@ def train(
         try:
             result = run(config, folder, resume=resume, from_round=from_round)
         except KeyboardInterrupt:
-            saved = (f"the run is saved; continue it with: adadfq train --resume {folder}",) if checkpoints(folder) else ()
-            raise KeyboardInterrupt(*saved) from None
+            if not checkpoints(folder):
+                raise
+            raise KeyboardInterrupt(f"the run is saved; continue it with: adadfq train --resume {folder}") from None
     text, warmup = result.table(), config.schedule.warmup
     if result.rounds <= warmup:
         text += f"\nQ took no step, as all rounds were warm-up: play more than {warmup}, or set --warmup"
@@ -208,6 +209,7 @@ def train_teacher(config: TeacherConfig, output: Path, json: Json = False) -> No
     try:
         info = train_it(config, output).info
     except KeyboardInterrupt:
-        saved = ("the same command continues after the last whole epoch",) if output.with_suffix(".resume").exists() else ()
-        raise KeyboardInterrupt(*saved) from None
+        if not output.with_suffix(".resume").exists():
+            raise
+        raise KeyboardInterrupt("the same command continues after the last whole epoch") from None
     say(dataclasses.asdict(info), f"{info.name}: {info.top1} % on {info.evaluated_on}", json)
