@@ -1,8 +1,8 @@
 """`adadfq train-teacher`: the one place where training images are used, to make the P that forgets them.
 
 SGD with Nesterov momentum and a cosine schedule; flips and shifted crops; the first part of the epochs at 3/4 of the image
-size, which costs half as much. bf16 autocast. No choice is made on test images: the number of epochs is fixed beforehand and
-the last one counts. A checkpoint after every epoch makes a long run resumable.
+size, which costs half as much; bfloat16 autocast on processors that compute in it. No choice is made on test images: the
+number of epochs is fixed beforehand and the last one counts. A checkpoint after every epoch makes a long run resumable.
 """
 
 import math
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from adadfq_lab.data import ImageSet, load_data
+from adadfq_lab.devices import computes_bfloat16
 from adadfq_lab.errors import UserError
 from adadfq_lab.evaluation import accuracy
 from adadfq_lab.fields import check_rates, check_whole
@@ -172,7 +173,7 @@ def _epoch(
         x = normalize(augment(train.images[index], generator), mean, std)
         if size != x.shape[2]:
             x = F.interpolate(x, size=(size, size), mode="bilinear", antialias=True)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=computes_bfloat16()):
             loss = F.cross_entropy(network(x).float(), train.labels[index])
         optimizer.zero_grad()
         loss.backward()
