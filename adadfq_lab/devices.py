@@ -11,5 +11,5 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 def computes_bfloat16() -> bool:
     """Whether this processor has instructions for bfloat16; without them it is emulated, ten times slower than float32."""
-    known = getattr(torch.cpu, "get_capabilities", dict)()  # absent from older versions of torch
+    known: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # absent from older versions of torch
     return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
