@@ -57,7 +57,6 @@ _MODULES: dict[str, str] = {
     "student_objective": "equations",
     "student_entropy_loss": "equations",
     "distillation": "equations",
-    "soft_cross_entropy": "equations",
     # theory
     "is_equilibrium": "theory",
     "bound_student_label": "theory",

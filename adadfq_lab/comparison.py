@@ -14,11 +14,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from adadfq_lab.equations import BatchStatistics
+from adadfq_lab.equations import BatchStatistics, Terms
 from adadfq_lab.fidelity import Fidelity
 from adadfq_lab.game import Game
 from adadfq_lab.generators import Generator
-from adadfq_lab.methods import METHODS, Method, Round, Terms, description, make_method
+from adadfq_lab.methods import METHODS, Method, Round, description, make_method
 from adadfq_lab.schedule import Schedule
 from adadfq_lab.student import Student
 from adadfq_lab.teachers import Teacher

@@ -20,7 +20,7 @@ other's logits. Half precision is computed in float32; results otherwise have th
 
 Functions of z_p and z_q raise ValueError where shapes disagree and, on the CPU, where an entry is infinite or NaN. On an
 accelerator looking at values would make the host wait in every call, so there NaN goes through and `Game` checks the loss
-terms afterwards; `check_logits` looks on any device.
+terms afterwards.
 """
 
 import math
@@ -37,16 +37,12 @@ from adadfq_lab.errors import UserError
 Floor = Literal["batch", "batch_grad", "zero"]
 BnsReduction = Literal["sum", "mean"]
 KdReduction = Literal["batchmean", "mean"]
+Terms = dict[str, Tensor]
+"""A loss as its summands, by name: `total` adds them up, the log keeps each."""
 
 
-def check_logits(z_p: Tensor, z_q: Tensor) -> None:
-    """Raises ValueError, naming the tensor, unless z_p and z_q have one shape (N, C) or (C,) and finite entries.
-
-    Waits for the device: on an accelerator call it when something went wrong, not in the loop.
-    """
-    _check_shapes(z_p, z_q)
-    _check_finite("z_p", z_p)
-    _check_finite("z_q", z_q)
+class NonFiniteLogitsError(ValueError):
+    """Logits hold an infinite or NaN entry; the message names the player and counts them."""
 
 
 def _check_shapes(z_p: Tensor, z_q: Tensor) -> None:
@@ -64,7 +60,9 @@ def _check_finite(name: str, z: Tensor) -> None:
     if not finite.all():
         nan = int(z.detach().isnan().sum())
         infinite = int((~finite).sum()) - nan
-        raise ValueError(f"{name} has {nan} NaN and {infinite} infinite among its {z.numel()} entries; logits must be finite")
+        raise NonFiniteLogitsError(
+            f"{name} has {nan} NaN and {infinite} infinite among its {z.numel()} entries; logits must be finite"
+        )
 
 
 def _looked_at(name: str, z: Tensor) -> Tensor:
@@ -207,7 +205,12 @@ def loss_as(z_p: Tensor, z_q: Tensor, y: Tensor) -> Tensor:
 
 def loss_balance(z_p: Tensor, z_q: Tensor, y: Tensor, *, alpha_ds: float = 0.2, alpha_as: float = 0.1) -> Tensor:
     """L_bal = alpha_ds L_ds + alpha_as L_as, a scalar. Eq. (9), with the paper's weights."""
-    return alpha_ds * loss_ds(z_p, z_q, y) + alpha_as * loss_as(z_p, z_q, y)
+    return total(balance_terms(z_p, z_q, y, alpha_ds=alpha_ds, alpha_as=alpha_as))
+
+
+def balance_terms(z_p: Tensor, z_q: Tensor, y: Tensor, *, alpha_ds: float = 0.2, alpha_as: float = 0.1) -> Terms:
+    """The two summands of L_bal, "ds" and "as". Eq. (9)."""
+    return {"ds": alpha_ds * loss_ds(z_p, z_q, y), "as": alpha_as * loss_as(z_p, z_q, y)}
 
 
 # The generator's side: Eq. (10) to (12)
@@ -301,7 +304,25 @@ def generator_objective(
 
     h_prime: H' of each sample, shape (N,); balance: `loss_balance`; bns: `loss_bns`
     """
-    return hinge(h_prime, bounds).mean() + beta * balance + gamma * bns
+    return total(generator_terms(margin(h_prime, bounds), {"balance": balance}, bns, beta=beta, gamma=gamma))
+
+
+def margin(h_prime: Tensor, bounds: Bounds) -> Tensor:
+    """The mean of `hinge` over the batch, a scalar: the first two terms of Eq. (12)."""
+    return hinge(h_prime, bounds).mean()
+
+
+def generator_terms(band: Tensor, balance: Terms, bns: Tensor, *, beta: float = 1.0, gamma: float = 1.0) -> Terms:
+    """The summands of `generator_objective`: "band", those of `balance` times beta, and "bns" times gamma. Eq. (12).
+
+    band: `margin`; balance: `balance_terms`, or L_bal whole under one name; bns: `loss_bns`
+    """
+    return {"band": band, **{name: beta * term for name, term in balance.items()}, "bns": gamma * bns}
+
+
+def total(terms: Terms) -> Tensor:
+    """The sum of a loss's terms, a scalar."""
+    return torch.stack(list(terms.values())).sum()
 
 
 # The student's side: Eq. (13), and what is used for it
@@ -348,14 +369,3 @@ def distillation(z_p: Tensor, z_q: Tensor, *, T: float = 20.0, reduction: KdRedu
     terms = log_p.exp() * (log_p - log_q)
     divergence = terms.sum(dim=-1).mean() if reduction == "batchmean" else terms.mean()
     return (T**2 * divergence).to(torch.promote_types(z_p.dtype, z_q.dtype))
-
-
-def soft_cross_entropy(logits: Tensor, target_probabilities: Tensor) -> Tensor:
-    """E[-sum_c t(c) log softmax(logits)(c)], a scalar in nats, for soft labels t of the logits' shape (N, C).
-
-    Raises ValueError where the shapes differ.
-    """
-    if logits.shape != target_probabilities.shape:
-        raise ValueError(f"logits are {tuple(logits.shape)} and target_probabilities {tuple(target_probabilities.shape)}")
-    logits = _looked_at("logits", logits)
-    return -(target_probabilities * torch.log_softmax(logits, dim=-1)).sum(dim=-1).mean()

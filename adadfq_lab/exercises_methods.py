@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adadfq_lab.equations import BatchStatistics, Bounds, loss_bns
+from adadfq_lab.equations import BatchStatistics, Bounds, Terms, loss_bns
 from adadfq_lab.fidelity import fidelity
 from adadfq_lab.grading import Case, Exercise, Mistake
-from adadfq_lab.methods import Round, Terms
+from adadfq_lab.methods import Round
 
 TAU = 1.0
 """The disagreement, in logits squared, that the ninth method's generator asks of every image."""

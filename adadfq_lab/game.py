@@ -27,7 +27,7 @@ from adadfq_lab import distributed
 from adadfq_lab.allocator import keep_freed_memory
 from adadfq_lab.compiling import Compile, Forwards
 from adadfq_lab.devices import to_device
-from adadfq_lab.equations import disagreement_entropy
+from adadfq_lab.equations import NonFiniteLogitsError, disagreement_entropy, total
 from adadfq_lab.errors import UserError
 from adadfq_lab.features import stages, with_features
 from adadfq_lab.fidelity import Fidelity
@@ -177,7 +177,7 @@ class Game:
         gain_g: Tensor | None = None
         gain_q: Tensor | None = None
         if learns:
-            (gradient,) = torch.autograd.grad(_total(terms_g), x, retain_graph=not warm)
+            (gradient,) = torch.autograd.grad(total(terms_g), x, retain_graph=not warm)
             lr = self.rates.generator_lr * self.generator.rate(index)
             self._step(self.generator_optimizer, lr, index, lambda: backward(made, gradient))
         if probed:
@@ -185,7 +185,7 @@ class Game:
             after_g = self._disagreement(*again)
             gain_g, gain_q = after_g - (math.log(self.classes) - entropy.mean()), torch.zeros_like(after_g)
         if not warm:
-            gradients = torch.autograd.grad(_total(terms_q), self.student_parameters, allow_unused=True)
+            gradients = torch.autograd.grad(total(terms_q), self.student_parameters, allow_unused=True)
             self._step(self.student_optimizer, self.rates.student_lr, index, lambda: self._assign(gradients))
             if probed:
                 gain_q = self._disagreement(*again) - after_g
@@ -336,10 +336,8 @@ class Game:
         """Turns logits that are no numbers into the error of the round whose loss or step they come from."""
         try:
             yield
-        except ValueError as error:
+        except NonFiniteLogitsError as error:
             self.check()  # what made these logits NaN may be a loss of an earlier round
-            if "logits must be finite" not in str(error):
-                raise
             raise self._non_finite(self.index, str(error)) from error
 
     def _non_finite(self, index: int, what: str) -> NonFiniteError:
@@ -363,7 +361,3 @@ def _whole(r: Round) -> Round:
         teacher_features=tuple(map(distributed.gather, r.teacher_features)),
         student_features=tuple(map(distributed.gather, r.student_features)),
     )
-
-
-def _total(terms: dict[str, Tensor]) -> Tensor:
-    return torch.stack(list(terms.values())).sum()

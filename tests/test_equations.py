@@ -15,7 +15,6 @@ from adadfq_lab.equations import (
     BatchStatistics,
     Bounds,
     adaptability,
-    check_logits,
     disagreement_entropy,
     distillation,
     entropy,
@@ -31,7 +30,6 @@ from adadfq_lab.equations import (
     normalized_entropy,
     p_as,
     p_ds,
-    soft_cross_entropy,
     student_entropy_loss,
     student_objective,
 )
@@ -115,7 +113,6 @@ def test_student_losses_by_hand():
     close(student_entropy_loss(z_p, z_q, T=2), 4 * (LOG2 - H_QUARTER))
     close(distillation(z_p, z_q, T=2), 4 * (LOG2 - H_QUARTER))
     close(distillation(z_p, z_q, T=2, reduction="mean"), 2 * (LOG2 - H_QUARTER))
-    close(soft_cross_entropy(z_p / 2, torch.tensor([[0.5, 0.5]])), math.log(4 / 3) / 2 + math.log(4) / 2)
 
 
 def test_entropy_of_certain_and_uniform():
@@ -346,7 +343,6 @@ LABELS = torch.tensor([0, 3, 3, 1, 2])
         lambda p, q: student_entropy_loss(p, q, T=1.0),
         distillation,
         lambda p, q: distillation(p, q, T=1.0, reduction="mean"),
-        lambda p, q: soft_cross_entropy(q, torch.softmax(p, dim=1)),
     ],
 )
 def test_gradients_are_finite_differences(function, generator):
@@ -494,7 +490,6 @@ def test_half_precision_is_computed_in_float32(dtype, generator):
 
 
 PAIRS = [
-    check_logits,
     p_ds,
     p_as,
     disagreement_entropy,
@@ -518,12 +513,6 @@ def test_infinite_and_nan_logits_are_named_and_counted(function, generator):
         function(broken, z_q)
     with pytest.raises(ValueError, match=r"^z_p has 0 NaN and 1 infinite"):
         function(z_p.index_fill(0, torch.tensor([1]), 0).index_put((torch.tensor(1), torch.tensor(1)), broken[3, 1]), z_q)
-
-
-def test_soft_cross_entropy_names_infinite_logits():
-    """The one loss of a single player's logits names them too."""
-    with pytest.raises(ValueError, match=r"^logits has 1 NaN"):
-        soft_cross_entropy(torch.tensor([[0.0, math.nan]]), torch.tensor([[0.5, 0.5]]))
 
 
 @pytest.mark.parametrize("function", PAIRS)
@@ -560,8 +549,6 @@ def test_senseless_arguments_are_refused():
     for entropies in (torch.zeros(2, 3), torch.zeros(0), torch.zeros(())):
         with pytest.raises(ValueError, match="one number a sample"):
             normalized_entropy(entropies, 3)
-    with pytest.raises(ValueError, match="target_probabilities"):
-        soft_cross_entropy(z, torch.zeros(2, 1))
 
 
 @pytest.mark.parametrize(
@@ -586,7 +573,7 @@ def everything(z_p: Tensor, z_q: Tensor, y: Tensor) -> Tensor:
     h = disagreement_entropy(z_p, z_q) + 0 * entropy(p_ds(z_p, z_q)) + 0 * entropy(p_as(z_p, z_q))
     bounds = Bounds()
     layer = BatchStatistics(z_q.mean(0), z_q.var(0, correction=0), z_p.mean(0), z_p.var(0, correction=0))
-    total = student_entropy_loss(z_p, z_q) + soft_cross_entropy(z_q, torch.softmax(z_p, 1))
+    total = student_entropy_loss(z_p, z_q)
     for floor in ("batch", "batch_grad", "zero"):
         h_prime = normalized_entropy(h, z_p.shape[1], floor=floor)
         total = total + student_objective(h_prime) + game_value(h_prime) + adaptability(h_prime).sum()

@@ -2,6 +2,9 @@
 
 import dataclasses
 import math
+import sys
+from collections.abc import Callable
+from types import CodeType
 from typing import Any
 
 import numpy as np
@@ -10,6 +13,7 @@ import torch
 from tiny_games import OBSERVE, WARMUP, play, spy, tiny_game, tiny_teacher
 from torch import Tensor
 
+from adadfq_lab import equations
 from adadfq_lab.equations import BatchStatistics, Bounds, generator_objective, loss_balance, loss_bns
 from adadfq_lab.errors import UserError
 from adadfq_lab.fidelity import FIDELITY
@@ -82,6 +86,30 @@ def test_the_generator_of_adadfq_minimises_eq_12(fidelity, generator):
     bns = loss_bns(r.statistics, reduction=r.fidelity.bns_reduction)
     expected = generator_objective(r.h_prime, balance, bns, r.bounds, beta=1.5, gamma=0.25)
     assert sum(values(method.generator_loss(r)).values()) == pytest.approx(float(expected.detach()), rel=1e-12)
+
+
+def called(run: Callable[[], object]) -> set[CodeType]:
+    """The code of every Python function that `run` calls."""
+    seen: set[CodeType] = set()
+    sys.setprofile(lambda frame, event, argument: seen.add(frame.f_code))
+    try:
+        run()
+    finally:
+        sys.setprofile(None)
+    return seen
+
+
+def test_what_is_taught_is_what_is_played(generator):
+    """A round computes Eq. (1) to (3), (6) to (12) by the functions that also grade the exercises."""
+    game = tiny_game(adadfq())
+    played = called(lambda: next(game.play(1)))
+    for function in ("disagreement_entropy", "normalized_entropy", "balance_terms", "loss_ds", "loss_as", "hinge", "loss_bns"):
+        assert getattr(equations, function).__code__ in played, function
+    r = a_round(generator)
+    graded = called(lambda: loss_balance(r.teacher_logits, r.student_logits, r.labels))
+    graded |= called(lambda: generator_objective(r.h_prime, r.h_prime.mean(), r.h_prime.mean(), r.bounds))
+    for shared in (equations.balance_terms, equations.generator_terms, equations.total):
+        assert shared.__code__ in played & graded, shared
 
 
 def test_the_terms_of_adadfq_by_hand(generator):

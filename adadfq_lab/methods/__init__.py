@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from adadfq_lab.equations import Terms
 from adadfq_lab.errors import UserError, first_line
 from adadfq_lab.methods.adadfq import adadfq
 from adadfq_lab.methods.adadfq_lsq import adadfq_lsq
@@ -18,7 +19,7 @@ from adadfq_lab.methods.arc import arc
 from adadfq_lab.methods.arc_ait import arc_ait
 from adadfq_lab.methods.gdfq import gdfq
 from adadfq_lab.methods.intraq import intraq
-from adadfq_lab.methods.method import Method, Rates, Round, Terms
+from adadfq_lab.methods.method import Method, Rates, Round
 from adadfq_lab.methods.qimera import qimera
 from adadfq_lab.methods.real import real
 from adadfq_lab.methods.zaq import zaq

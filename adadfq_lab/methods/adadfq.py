@@ -9,9 +9,18 @@ entropy of the released code), whether the batch minimum in H' carries gradient,
 
 import math
 
-from adadfq_lab.equations import Bounds, hinge, loss_as, loss_bns, loss_ds, student_entropy_loss, student_objective
+from adadfq_lab.equations import (
+    Bounds,
+    Terms,
+    balance_terms,
+    generator_terms,
+    loss_bns,
+    margin,
+    student_entropy_loss,
+    student_objective,
+)
 from adadfq_lab.errors import UserError
-from adadfq_lab.methods.method import Method, Round, Terms
+from adadfq_lab.methods.method import Method, Round
 
 
 def adadfq(
@@ -33,15 +42,14 @@ def adadfq(
     if not 0 < temperature < math.inf:
         raise UserError(f"temperature must be a positive number, not {temperature}")
 
+    dropped = {name for name, weight in (("ds", beta * alpha_ds), ("as", beta * alpha_as), ("bns", gamma)) if not weight}
+
     def generator_loss(r: Round) -> Terms:
-        terms = {
-            "band": hinge(r.h_prime, r.bounds).mean(),
-            "ds": beta * alpha_ds * loss_ds(r.teacher_logits, r.student_logits, r.labels),
-            "as": beta * alpha_as * loss_as(r.teacher_logits, r.student_logits, r.labels),
-            "bns": gamma * loss_bns(r.statistics, reduction=r.fidelity.bns_reduction),
-        }
-        weights = {"band": 1.0, "ds": beta * alpha_ds, "as": beta * alpha_as, "bns": gamma}
-        return {term: value for term, value in terms.items() if weights[term]}
+        band = margin(r.h_prime, r.bounds)
+        balance = balance_terms(r.teacher_logits, r.student_logits, r.labels, alpha_ds=alpha_ds, alpha_as=alpha_as)
+        bns = loss_bns(r.statistics, reduction=r.fidelity.bns_reduction)
+        terms = generator_terms(band, balance, bns, beta=beta, gamma=gamma)
+        return {name: term for name, term in terms.items() if name not in dropped}
 
     def student_loss(r: Round) -> Terms:
         if r.fidelity.student_objective == "eq13":

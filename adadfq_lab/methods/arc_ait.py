@@ -11,11 +11,11 @@ import dataclasses
 
 import torch
 
-from adadfq_lab.equations import distillation
+from adadfq_lab.equations import Terms, distillation
 from adadfq_lab.fidelity import Fidelity
 from adadfq_lab.inundation import GradientInundation
 from adadfq_lab.methods.arc import arc
-from adadfq_lab.methods.method import Method, Rates, Round, Terms
+from adadfq_lab.methods.method import Method, Rates, Round
 from adadfq_lab.student import Student
 
 

@@ -10,8 +10,8 @@ averaged.
 
 from torch.nn.functional import cross_entropy
 
-from adadfq_lab.equations import distillation, loss_bns
-from adadfq_lab.methods.method import Method, Round, Terms
+from adadfq_lab.equations import Terms, distillation, loss_bns
+from adadfq_lab.methods.method import Method, Round
 
 
 def generator_loss(r: Round) -> Terms:

@@ -8,15 +8,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from adadfq_lab.equations import BatchStatistics, Bounds, disagreement_entropy, normalized_entropy
+from adadfq_lab.equations import BatchStatistics, Bounds, Terms, disagreement_entropy, normalized_entropy
 from adadfq_lab.fidelity import Fidelity
 from adadfq_lab.generators import Generator, conditional_generator
 from adadfq_lab.optimizers import SGD
 from adadfq_lab.student import Student
 from adadfq_lab.teachers import Teacher
-
-Terms = dict[str, Tensor]
-"""Loss terms by name, 0-dim and already weighted; a player minimises their sum."""
 
 
 @dataclass

@@ -9,11 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adadfq_lab.data import load_data
+from adadfq_lab.equations import Terms
 from adadfq_lab.errors import UserError
 from adadfq_lab.fidelity import Fidelity
 from adadfq_lab.generators import Generator
 from adadfq_lab.methods.adadfq import adadfq
-from adadfq_lab.methods.method import Method, Round, Terms
+from adadfq_lab.methods.method import Method, Round
 from adadfq_lab.teachers import Teacher
 
 SHIFT = 4
