@@ -28,7 +28,7 @@ from adadfq_lab.errors import UserError
 from adadfq_lab.game import Game
 from adadfq_lab.generators import UpsampleConv2d
 from adadfq_lab.layers import QuantConv2d, QuantLayer
-from adadfq_lab.memory import peak
+from adadfq_lab.machine.memory import peak
 from adadfq_lab.methods import Round, make_method
 from adadfq_lab.quantizer import QuantActivation
 from adadfq_lab.schedule import Schedule

@@ -15,8 +15,8 @@ from typing import Any
 
 from adadfq_lab.errors import UserError
 from adadfq_lab.exercises import EXERCISES
-from adadfq_lab.files import write_atomically
 from adadfq_lab.grading import Exercise, Function, Verdict, examine
+from adadfq_lab.machine.files import write_atomically
 
 
 @dataclass

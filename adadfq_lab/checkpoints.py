@@ -16,9 +16,10 @@ from adadfq_lab.compiling import Compile
 from adadfq_lab.equations import Bounds
 from adadfq_lab.errors import UserError, first_line
 from adadfq_lab.fidelity import Fidelity
-from adadfq_lab.fields import build
-from adadfq_lab.files import digest, load_tensors, save_tensors
-from adadfq_lab.game import Game, Precision
+from adadfq_lab.game import Game
+from adadfq_lab.machine.devices import Precision
+from adadfq_lab.machine.fields import build
+from adadfq_lab.machine.files import digest, load_tensors, save_tensors
 from adadfq_lab.methods import Method, make_method
 from adadfq_lab.schedule import Schedule
 from adadfq_lab.student import quantize

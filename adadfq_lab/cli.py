@@ -21,8 +21,8 @@ from adadfq_lab.commands import Json, say
 from adadfq_lab.commands.integers import export, verify
 from adadfq_lab.commands.runs import demo, evaluate, recipes, train, train_teacher, watch
 from adadfq_lab.commands.studies import evidence, grid, table
-from adadfq_lab.distributed import launched
 from adadfq_lab.errors import UserError
+from adadfq_lab.machine.distributed import launched
 from adadfq_lab.run_folders import FULL
 from adadfq_lab.runs import RunConfig
 from adadfq_lab.teachers import load_teacher

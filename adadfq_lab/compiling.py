@@ -20,8 +20,8 @@ from typing import Any, Literal
 
 import torch
 
-from adadfq_lab import distributed
 from adadfq_lab.errors import UserError, first_line
+from adadfq_lab.machine import distributed
 
 Compile = Literal["off", "default", "graphs"]
 BACKEND = "inductor"

@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from adadfq_lab.errors import UserError
-from adadfq_lab.files import renewed
+from adadfq_lab.machine.files import renewed
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 Copy = Literal["student", "solution"]

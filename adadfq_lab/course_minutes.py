@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from adadfq_lab.course import FOLDER, masters
-from adadfq_lab.files import write_atomically
+from adadfq_lab.machine.files import write_atomically
 
 WAIT = "if 'run' in globals():\n    run.wait()"
 FIGURES = {"application/vnd.plotly.v1+json", "application/vnd.jupyter.widget-view+json"}

@@ -19,8 +19,8 @@ import torch
 from adadfq_lab.data import ImageSet, load_data, stub_path
 from adadfq_lab.evaluation import accuracy
 from adadfq_lab.fidelity import CHOICES, FIDELITY, Choice, Fidelity, fidelity_table
-from adadfq_lab.files import write_atomically
 from adadfq_lab.game import Game
+from adadfq_lab.machine.files import write_atomically
 from adadfq_lab.methods import adadfq
 from adadfq_lab.student import quantize
 from adadfq_lab.teachers import load_teacher

@@ -12,7 +12,6 @@ import dataclasses
 import os
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,18 +21,20 @@ import torch
 from PIL import Image
 from torch import nn
 
-from adadfq_lab.allocator import release_freed_memory
 from adadfq_lab.data import CLASSES, ImageSet, cache_folder, load_data
 from adadfq_lab.errors import UserError
 from adadfq_lab.evaluation import accuracy
 from adadfq_lab.game import Game
-from adadfq_lab.memory import forget_peak, out_of_memory, peak, smaller
+from adadfq_lab.machine.memory import forget_peak, out_of_memory, peak, release_freed_memory
+from adadfq_lab.machine.timing import finish, timed, duration
 from adadfq_lab.records import RecordLog
-from adadfq_lab.runs import RunConfig, build_game, build_student, fitting_data, observe_noise
+from adadfq_lab.runs import RunConfig, build_game, build_student, fitting_data, observe_noise, smaller
 from adadfq_lab.teachers import Teacher, TeacherInfo, load_teacher
 from adadfq_lab.zoo import SHAPES, ZOO, build_network, imagenet_classes
 
 OFFICIAL = {"imagenet": 50_000}  # test images; else 10,000
+
+
 NOISE = "noise"
 
 
@@ -91,19 +92,6 @@ class Estimate:
         return "\n".join(lines)
 
 
-def duration(seconds: float) -> str:
-    """`seconds` in words: 41 s, 12 min, 3 h 20 min, 2 days 4 h."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 100:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 48:
-        return f"{hours} h {minutes} min"
-    return f"{hours // 24} days {hours % 24} h"
-
-
 def estimate(config: RunConfig, *, seconds: float = 10.0) -> Estimate:
     """What a run of `config` takes here, from about `seconds` seconds of rounds; slow rounds take what three of each take.
 
@@ -132,17 +120,17 @@ def estimate(config: RunConfig, *, seconds: float = 10.0) -> Estimate:
         size = (Path(folder) / "records.jsonl").stat().st_size / max(1, game.index)
         log.close()
         plain = build_student(teacher, config).to(game.device)
-        setup = _timed(lambda: observe_noise(plain, teacher.info.input_shape, seed=config.seed))
+        setup = timed(lambda: observe_noise(plain, teacher.info.input_shape, seed=config.seed))
         for network in (teacher, game.student):  # the first look at images of a size is slow
             accuracy(network, data.take(4), teacher.normalize)
         opening = _decoding() if data.source == NOISE and teacher.info.data == "imagenet" else 0.0
         looks = [
-            opening + _timed(partial(accuracy, network, data, teacher.normalize)) / len(data)
+            opening + timed(partial(accuracy, network, data, teacher.normalize)) / len(data)
             for network in (game.student, teacher)
         ]
         evaluation, of_teacher = (look * total for look in looks)
         path = Path(folder) / "game.ckpt"
-        saving = _timed(lambda: game.save(path))
+        saving = timed(lambda: game.save(path))
         disk = 2 * path.stat().st_size + size * config.rounds + 4.5 * 2**20
     evaluations = 1 + int(first < config.rounds and first > 0) if config.rounds else 0
     every = config.evaluate_every
@@ -183,9 +171,9 @@ class _Probe:
         def play() -> None:
             for record in self.game.play(count):
                 self.log.write(record, {"seconds": 0.0})
-            _finish(self.game.device)
+            finish(self.game.device)
 
-        return _timed(play)
+        return timed(play)
 
     def mean(self, seconds: float) -> float:
         """Seconds a round, over as many as fit in `seconds`, three at least; 0 where none are asked for."""
@@ -205,17 +193,6 @@ class _Probe:
         found = min(self.rounds(1) for _ in range(3)) - without
         self.game.gains_every = self.every
         return max(0.0, found)
-
-
-def _timed(call: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
-def _finish(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _teacher(name: str) -> tuple[Teacher, bool]:
@@ -259,7 +236,7 @@ def _decoding() -> float:
         noise = torch.randint(256, (47, 63, 3), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
         Image.fromarray(noise.numpy()).resize((500, 375)).save(path)
         decode(path)
-        return _timed(lambda: [decode(path) for _ in range(5)]) / 5 / (os.cpu_count() or 1)
+        return timed(lambda: [decode(path) for _ in range(5)]) / 5 / (os.cpu_count() or 1)
 
 
 def largest_that_fits(

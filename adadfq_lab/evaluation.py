@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from adadfq_lab.data import ImageSet
-from adadfq_lab.devices import to_device
+from adadfq_lab.machine.devices import to_device
 from adadfq_lab.student import Student
 
 

@@ -17,8 +17,9 @@ from types import ModuleType
 from typing import Any
 
 from adadfq_lab.errors import UserError
-from adadfq_lab.files import write_atomically
 from adadfq_lab.integer_layers import Integers, integers, on_cpu
+from adadfq_lab.machine.environment import import_extra
+from adadfq_lab.machine.files import write_atomically
 from adadfq_lab.onnx_graph import OnnxGraph
 from adadfq_lab.onnx_layers import IMAGES, LOGITS, Form, write_operations
 from adadfq_lab.operations import Operation, operations
@@ -28,8 +29,9 @@ from adadfq_lab.student_files import save_student
 from adadfq_lab.teachers import Teacher
 
 FORMAT = "adadfq onnx 1"
+
+
 OPSET, IR_VERSION = 21, 10
-INSTALL = 'pip install "adadfq-lab[export]"'
 
 
 @dataclass(frozen=True)
@@ -187,13 +189,3 @@ def _model(onnx: ModuleType, graph: OnnxGraph, steps: list[Operation], shape: tu
     onnx.checker.check_model(model)
     content: bytes = model.SerializeToString()
     return content
-
-
-def import_extra(name: str, install: str = INSTALL) -> ModuleType:
-    """A package that this package does not need to be installed, but what was asked for does."""
-    from importlib import import_module
-
-    try:
-        return import_module(name)
-    except ImportError:
-        raise UserError(f"the package {name} is missing; {install}") from None

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import plotly.graph_objects as go
 
-from adadfq_lab.files import write_atomically
+from adadfq_lab.machine.files import write_atomically
 from adadfq_lab.style import GREY, STUDENT, TEACHER, figure, page
 from adadfq_lab.tables import Row, Summary, summaries
 

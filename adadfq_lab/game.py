@@ -23,10 +23,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from adadfq_lab import distributed
-from adadfq_lab.allocator import keep_freed_memory
 from adadfq_lab.compiling import Compile, Forwards
-from adadfq_lab.devices import to_device
 from adadfq_lab.equations import NonFiniteLogitsError, disagreement_entropy, total
 from adadfq_lab.errors import UserError
 from adadfq_lab.features import stages, with_features
@@ -34,15 +31,16 @@ from adadfq_lab.fidelity import Fidelity
 from adadfq_lab.fidelity import fidelity as preset
 from adadfq_lab.generators import Generator
 from adadfq_lab.history import Record
+from adadfq_lab.machine import distributed
+from adadfq_lab.machine.devices import Precision, to_device
+from adadfq_lab.machine.memory import keep_freed_memory
+from adadfq_lab.machine.optimizers import Adam, backward
 from adadfq_lab.methods import Method, Rates, Round
-from adadfq_lab.optimizers import Adam, backward
 from adadfq_lab.ranges import fit_ranges
 from adadfq_lab.schedule import Schedule
 from adadfq_lab.statistics import WithStatistics
 from adadfq_lab.student import Student
 from adadfq_lab.teachers import Teacher
-
-Precision = Literal["float32", "tf32", "bf16"]
 
 
 class NonFiniteError(UserError):

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from adadfq_lab.errors import UserError
-from adadfq_lab.optimizers import SGD
+from adadfq_lab.machine.optimizers import SGD
 from adadfq_lab.quantizer import codes, weight_qparams
 from adadfq_lab.student import Student
 

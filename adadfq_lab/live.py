@@ -21,14 +21,14 @@ from html import escape
 from importlib import import_module
 from typing import Any, Literal
 
-from adadfq_lab.allocator import release_freed_memory
 from adadfq_lab.data import ImageSet
-from adadfq_lab.environment import Backend, fast, in_kernel, live_backend
 from adadfq_lab.equations import Bounds
 from adadfq_lab.errors import UserError
 from adadfq_lab.game import Game
 from adadfq_lab.history import History, Recorder
 from adadfq_lab.live_views import View, make_view
+from adadfq_lab.machine.environment import Backend, fast, in_kernel, live_backend
+from adadfq_lab.machine.memory import release_freed_memory
 from adadfq_lab.probing import probe
 
 State = Literal["new", "running", "paused", "stopped", "finished", "failed"]

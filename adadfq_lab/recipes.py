@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from adadfq_lab.errors import UserError
-from adadfq_lab.fields import read
+from adadfq_lab.machine.fields import read
 from adadfq_lab.methods import METHODS, make_method
 from adadfq_lab.runs import RunConfig, read_config
 from adadfq_lab.schedule import Schedule

@@ -29,9 +29,9 @@ from adadfq_lab.data import ImageSet, load_data, stub_path
 from adadfq_lab.equations import Bounds, disagreement_entropy, normalized_entropy
 from adadfq_lab.errors import UserError
 from adadfq_lab.fidelity import fidelity
-from adadfq_lab.files import write_atomically
 from adadfq_lab.game import Game
 from adadfq_lab.history import Column, History, Mark, Recorder
+from adadfq_lab.machine.files import write_atomically
 from adadfq_lab.methods import make_method
 from adadfq_lab.probing import probe
 from adadfq_lab.schedule import Schedule

@@ -12,9 +12,9 @@ from typing import Any
 
 from adadfq_lab.errors import UserError
 from adadfq_lab.evaluation import Accuracy
-from adadfq_lab.fields import build
-from adadfq_lab.files import write_atomically
 from adadfq_lab.history import Record
+from adadfq_lab.machine.fields import build
+from adadfq_lab.machine.files import write_atomically
 
 
 class RecordLog:

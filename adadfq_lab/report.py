@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from adadfq_lab.data import ImageSet
-from adadfq_lab.files import write_atomically
 from adadfq_lab.game import Game
+from adadfq_lab.machine.files import write_atomically
 from adadfq_lab.records import read_records
 from adadfq_lab.style import BOUND, BOUND_COLOUR, BOUND_DASH, GENERATOR, STUDENT, TEACHER, figure
 from adadfq_lab.teachers import Teacher

@@ -29,17 +29,18 @@ from tyro.conf import Fixed, SuppressFixed
 
 from adadfq_lab.compiling import Compile
 from adadfq_lab.data import ImageSet, load_data
-from adadfq_lab.distributed import hand_out, receive
 from adadfq_lab.equations import Bounds
 from adadfq_lab.errors import UserError
 from adadfq_lab.evaluation import Accuracy, accuracy
 from adadfq_lab.fidelity import fidelity
-from adadfq_lab.fields import build, check_whole
-from adadfq_lab.files import write_atomically
-from adadfq_lab.game import Game, Precision
+from adadfq_lab.game import Game
 from adadfq_lab.history import Record
-from adadfq_lab.interrupts import interrupts_wait
-from adadfq_lab.memory import offer, out_of_memory
+from adadfq_lab.machine.devices import Precision, pick_device
+from adadfq_lab.machine.distributed import hand_out, receive
+from adadfq_lab.machine.fields import build, check_whole
+from adadfq_lab.machine.files import write_atomically
+from adadfq_lab.machine.interrupts import interrupts_wait
+from adadfq_lab.machine.memory import out_of_memory
 from adadfq_lab.methods import make_method
 from adadfq_lab.quantizer import BitWidths
 from adadfq_lab.records import RecordLog
@@ -159,23 +160,6 @@ class Result:
         lines += [f"{name:26}{row.top1:6.2f} %   [{row.low:.2f}, {row.high:.2f}]" for name, row in rows]
         share = f"{100 * back / lost:.0f} % of the {lost:.1f} points lost were won back" if lost > 0 else "nothing was lost"
         return "\n".join([*lines, f"{share}, in {self.rounds:,} rounds and {self.seconds:.0f} s; measured on {self.source}"])
-
-
-def pick_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is a GPU, else the CPU; raises UserError for a device this machine lacks."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"{name!r} is no device; use auto, cpu or cuda") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError("this machine has no CUDA device that torch can use; leave out --device, or use --device cpu")
-    try:
-        torch.empty(1, device=device).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError):
-        raise UserError(f"torch cannot compute on {name!r} here; leave out --device, or use --device cpu") from None
-    return device
 
 
 def observe_noise(student: Student, shape: tuple[int, int, int], *, batches: int = 20, batch: int = 16, seed: int = 0) -> None:
@@ -397,3 +381,25 @@ def read_config(path: Path) -> RunConfig:
         return RunConfig.from_json(json.loads(path.read_bytes()))
     except (ValueError, AttributeError, TypeError, RecursionError):
         raise UserError(f"{path} is damaged or of another version of adadfq; choose another --name") from None
+
+
+LEAST_BATCH = 4  # images a round below which batch statistics, and so L_BNS and H', say little
+
+
+def smaller(config: "RunConfig") -> "RunConfig | None":
+    """The next smaller setting: on a GPU bf16, then half the images a round, down to 4; None where there is none."""
+    if config.device.startswith(("cuda", "auto")) and torch.cuda.is_available() and config.precision != "bf16":
+        return dataclasses.replace(config, precision="bf16")
+    batch = config.schedule.batch // 2
+    if batch < LEAST_BATCH:
+        return None
+    return dataclasses.replace(config, schedule=dataclasses.replace(config.schedule, batch=batch))
+
+
+def offer(config: "RunConfig") -> str:
+    """What to try where memory did not suffice for `config`, in a sentence."""
+    said = f"there is too little memory for {config.schedule.batch} images a round in {config.precision}"
+    less = smaller(config)
+    if less is None:
+        return f"{said}; this takes a machine with more"
+    return f"{said}; start again with --set batch={less.schedule.batch} --set precision={less.precision}"

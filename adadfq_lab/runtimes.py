@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from adadfq_lab.errors import UserError, first_line
-from adadfq_lab.export import import_extra
+from adadfq_lab.machine.environment import import_extra
 from adadfq_lab.onnx_layers import IMAGES, LOGITS
 
 Runtime = Literal["onnxruntime", "openvino"]

@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from adadfq_lab.errors import UserError
-from adadfq_lab.fields import check_rates
+from adadfq_lab.machine.fields import check_rates
 from adadfq_lab.methods import Method, Rates
 
 SETTLED = 10

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from adadfq_lab.distributed import merged
 from adadfq_lab.equations import BatchStatistics
 from adadfq_lab.errors import UserError
 from adadfq_lab.features import with_features
+from adadfq_lab.machine.distributed import merged
 from adadfq_lab.student import traced
 from adadfq_lab.teachers import Teacher
 

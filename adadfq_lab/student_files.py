@@ -12,8 +12,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from adadfq_lab.errors import UserError, first_line
-from adadfq_lab.fields import build
-from adadfq_lab.files import load_tensors, save_tensors
+from adadfq_lab.machine.fields import build
+from adadfq_lab.machine.files import load_tensors, save_tensors
 from adadfq_lab.quantizer import BitWidths
 from adadfq_lab.student import Quantization, Student, quantize
 from adadfq_lab.teachers import SHIPPED, Teacher, TeacherInfo, load_teacher

@@ -108,7 +108,7 @@ def import_renderers() -> None:
 
 def show(fig: Any) -> None:
     """Displays a figure in the notebook with its description, folded, below it; outside a notebook, prints the description."""
-    from adadfq_lab.environment import in_kernel
+    from adadfq_lab.machine.environment import in_kernel
 
     if not in_kernel():
         print(f"[figure] {alt_text(fig)}")

@@ -21,8 +21,8 @@ from typing import Any, Literal
 
 from adadfq_lab.data import stub_path
 from adadfq_lab.errors import UserError
-from adadfq_lab.fields import build
-from adadfq_lab.files import write_atomically
+from adadfq_lab.machine.fields import build
+from adadfq_lab.machine.files import write_atomically
 from adadfq_lab.methods import every_method, make_method
 from adadfq_lab.runs import RunConfig, read_config
 from adadfq_lab.schedule import Schedule

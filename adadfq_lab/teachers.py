@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from adadfq_lab.data import stub_path
 from adadfq_lab.errors import UserError, first_line
-from adadfq_lab.fields import build
-from adadfq_lab.files import digest, load_tensors, save_tensors
+from adadfq_lab.machine.fields import build
+from adadfq_lab.machine.files import digest, load_tensors, save_tensors
 
 SHIPPED = ("fashion_mnist_resnet20", "cifar10_resnet20")
 

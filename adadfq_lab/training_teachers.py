@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from adadfq_lab.data import ImageSet, load_data
-from adadfq_lab.devices import computes_bfloat16
 from adadfq_lab.errors import UserError
 from adadfq_lab.evaluation import accuracy
-from adadfq_lab.fields import check_rates, check_whole
-from adadfq_lab.files import load_tensors, save_tensors
+from adadfq_lab.machine.devices import computes_bfloat16
+from adadfq_lab.machine.fields import check_rates, check_whole
+from adadfq_lab.machine.files import load_tensors, save_tensors
 from adadfq_lab.networks import NETWORKS
 from adadfq_lab.teachers import Teacher, TeacherInfo, load_teacher, normalize, save_teacher
 

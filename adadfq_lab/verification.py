@@ -5,33 +5,42 @@ those of the student it was made from, image by image; its time with that of the
 turn.
 """
 
+import copy
 import dataclasses
 import json
 import math
 import os
+import statistics
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from adadfq_lab.data import ImageSet, load_data
 from adadfq_lab.errors import UserError
-from adadfq_lab.export import FORMAT, import_extra, sidecar
+from adadfq_lab.export import FORMAT, sidecar
 from adadfq_lab.integer_layers import integers, on_cpu
-from adadfq_lab.layers import QuantConv2d
+from adadfq_lab.layers import QuantConv2d, QuantLayer
+from adadfq_lab.machine.environment import import_extra
+from adadfq_lab.machine.timing import cpu
 from adadfq_lab.packing import ideal_bytes, pack, unpack
+from adadfq_lab.quantizer import QuantActivation
 from adadfq_lab.runtimes import FLOAT_PRODUCTS, INTEGER_CONVS, INTEGER_PRODUCTS, Runtime, load
 from adadfq_lab.student import Student
 from adadfq_lab.student_files import rebuild_student
 from adadfq_lab.teachers import normalize
-from adadfq_lab.timing import cpu, float_network, median_times
 
 LARGEST_IMAGE = 2**26  # numbers; a file that says more was tampered with
+
+
 NOISE = 256  # images of random pixels to compare on where there are no others
 
 
@@ -279,3 +288,59 @@ def _packed_bytes(path: Path, student: Student, stored: bool) -> int:
         return packed.stat().st_size
     with tempfile.TemporaryDirectory() as folder:
         return pack(student, Path(folder) / "packed.safetensors").stat().st_size
+
+
+class _Float(nn.Module):
+    """A quantised layer with its float weight, and its batch norm as a step of its own."""
+
+    def __init__(self, layer: QuantLayer) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        layer = self.layer
+        if not isinstance(layer, QuantConv2d):
+            return F.linear(x, layer.weight, layer.bias)  # type: ignore[arg-type]
+        out = layer.convolve(x, layer.weight, layer.bias)
+        return out if layer.bn is None else layer.bn(out)
+
+
+def float_network(student: Student) -> nn.Module:
+    """The network `student` was made from, as far as it remembers: its float weights, batch norms and plain ReLUs."""
+    network = copy.deepcopy(student.graph)
+    for name, module in list(network.named_modules()):
+        if isinstance(module, QuantLayer):
+            network.set_submodule(name, _Float(module))
+        elif isinstance(module, QuantActivation):
+            network.set_submodule(name, {"none": nn.Identity, "relu": nn.ReLU, "relu6": nn.ReLU6}[module.relu]())
+    return network.eval()
+
+
+def median_times(file: Callable[[], Any], student: Student, example: Tensor, repeats: int) -> tuple[float, float]:
+    """Median milliseconds of the file and of torch in float32, whichever of torch's memory layouts is faster; interleaved."""
+    layouts = {
+        layout: float_network(student).to(memory_format=layout) for layout in (torch.channels_last, torch.contiguous_format)
+    }
+    inputs = {layout: example.contiguous(memory_format=layout) for layout in layouts}
+    calls = [file, *(lambda layout=layout: layouts[layout](inputs[layout]) for layout in layouts)]
+    spent: list[list[float]] = [[] for _ in calls]
+    with _one_thread():
+        for i in range(repeats + 3):
+            for call, times in zip(calls, spent, strict=True):
+                start = time.perf_counter()
+                call()
+                times.append(1e3 * (time.perf_counter() - start))
+            if i >= 10 and sum(map(sum, spent)) > 20_000:
+                break
+    medians = [statistics.median(times[3:]) for times in spent]  # the first three warm up
+    return medians[0], min(medians[1:])
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from adadfq_lab.errors import UserError
-from adadfq_lab.estimates import duration
-from adadfq_lab.files import write_atomically
+from adadfq_lab.machine.files import write_atomically
+from adadfq_lab.machine.timing import duration
 from adadfq_lab.runs import RunConfig, read_config
 
 LATELY = 200  # rounds that "now" is an average over

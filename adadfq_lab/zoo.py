@@ -38,7 +38,7 @@ from tqdm import tqdm
 
 from adadfq_lab.data import CLASSES, cache_folder
 from adadfq_lab.errors import UserError
-from adadfq_lab.files import digest, write_atomically
+from adadfq_lab.machine.files import digest, write_atomically
 from adadfq_lab.networks import NETWORKS
 from adadfq_lab.teachers import Teacher, TeacherInfo
 

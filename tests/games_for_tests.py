@@ -3,9 +3,10 @@
 import torch
 
 from adadfq_lab.data import ImageSet
-from adadfq_lab.game import Game, Schedule
+from adadfq_lab.game import Game
 from adadfq_lab.methods import adadfq
 from adadfq_lab.networks import resnet8
+from adadfq_lab.schedule import Schedule
 from adadfq_lab.student import quantize
 from adadfq_lab.teachers import Teacher, TeacherInfo
 

@@ -9,7 +9,7 @@ CODE = """
 import re
 from pathlib import Path
 import torch
-from adadfq_lab.allocator import keep_freed_memory, release_freed_memory
+from adadfq_lab.machine.memory import keep_freed_memory, release_freed_memory
 
 def resident():
     return int(re.search(r"VmRSS:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1000

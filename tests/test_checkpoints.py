@@ -23,8 +23,9 @@ from tiny_games import (
 
 from adadfq_lab.equations import Bounds
 from adadfq_lab.errors import UserError
-from adadfq_lab.files import load_tensors, save_tensors
-from adadfq_lab.game import Game, Record
+from adadfq_lab.game import Game
+from adadfq_lab.history import Record
+from adadfq_lab.machine.files import load_tensors, save_tensors
 from adadfq_lab.methods import METHODS, adadfq, adasg, arc, arc_ait, gdfq, intraq, qimera, zaq
 from adadfq_lab.student import quantize
 from adadfq_lab.student_files import load_student, rebuild_student, save_student

@@ -8,8 +8,9 @@ from tiny_games import SCHEDULE, WARMUP, changed, double, images_for, play, save
 
 from adadfq_lab import cli, compiling
 from adadfq_lab.errors import UserError
-from adadfq_lab.files import load_tensors
-from adadfq_lab.game import Game, Record
+from adadfq_lab.game import Game
+from adadfq_lab.history import Record
+from adadfq_lab.machine.files import load_tensors
 from adadfq_lab.methods import BEYOND, METHODS, make_method
 from adadfq_lab.records import read_records
 from adadfq_lab.runs import RunConfig, read_config, run

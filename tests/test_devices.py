@@ -16,11 +16,13 @@ from adadfq_lab.errors import UserError
 from adadfq_lab.evaluation import accuracy
 from adadfq_lab.features import stages, with_features
 from adadfq_lab.fidelity import FIDELITY
-from adadfq_lab.game import Game, Schedule
+from adadfq_lab.game import Game
 from adadfq_lab.generators import Generator, conditional_generator
 from adadfq_lab.layers import QuantLayer
+from adadfq_lab.machine.devices import pick_device
 from adadfq_lab.methods import BEYOND, METHODS, Round, adadfq, make_method
-from adadfq_lab.runs import observe_noise, pick_device
+from adadfq_lab.runs import observe_noise
+from adadfq_lab.schedule import Schedule
 from adadfq_lab.statistics import WithStatistics
 from adadfq_lab.student import quantize
 from adadfq_lab.teachers import Teacher, TeacherInfo, normalize

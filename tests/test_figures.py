@@ -103,7 +103,7 @@ def test_show_in_a_notebook_displays_figure_and_words(monkeypatch):
     from IPython import display
 
     sent = []
-    monkeypatch.setattr("adadfq_lab.environment.in_kernel", lambda: True)
+    monkeypatch.setattr("adadfq_lab.machine.environment.in_kernel", lambda: True)
     monkeypatch.setattr(display, "display", sent.append)
     fig = figures.staircase(2, -1.0, 1.0)
     style.show(fig)

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from adadfq_lab.errors import UserError
-from adadfq_lab.files import digest, load_tensors, save_tensors, write_atomically
+from adadfq_lab.machine.files import digest, load_tensors, save_tensors, write_atomically
 
 META = {"name": "tiny", "classes": ["a", "b"], "top1": 93.5, "none": None}
 

@@ -15,11 +15,12 @@ from tiny_games import OBSERVE, images_for, play, saved_teacher, tiny_game
 
 from adadfq_lab.data import load_data
 from adadfq_lab.errors import UserError
-from adadfq_lab.fields import build, fitting
-from adadfq_lab.files import load_tensors, save_tensors
-from adadfq_lab.game import Game, Schedule
+from adadfq_lab.game import Game
+from adadfq_lab.machine.fields import build, fitting
+from adadfq_lab.machine.files import load_tensors, save_tensors
 from adadfq_lab.records import RecordLog
 from adadfq_lab.runs import RunConfig, read_config
+from adadfq_lab.schedule import Schedule
 from adadfq_lab.student_files import load_student, rebuild_student, save_student
 from adadfq_lab.teachers import load_teacher
 

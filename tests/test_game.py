@@ -29,8 +29,10 @@ from adadfq_lab.data import ImageSet
 from adadfq_lab.equations import Bounds
 from adadfq_lab.errors import UserError
 from adadfq_lab.evaluation import accuracy
-from adadfq_lab.game import Game, NonFiniteError, Record, Schedule
+from adadfq_lab.game import Game, NonFiniteError
+from adadfq_lab.history import Record
 from adadfq_lab.methods import Method, Round, adadfq, adasg, arc, gdfq
+from adadfq_lab.schedule import Schedule
 from adadfq_lab.student import Student, quantize
 from adadfq_lab.teachers import Teacher, wrap_teacher
 

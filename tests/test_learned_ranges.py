@@ -17,14 +17,7 @@ from adadfq_lab.lsq import learned_quantize
 from adadfq_lab.methods import BEYOND, adadfq_lsq, adadfq_plus, arc_ait, gdfq, make_method
 from adadfq_lab.methods.method import Rates
 from adadfq_lab.packing import pack, unpack
-from adadfq_lab.quantizer import (
-    QuantActivation,
-    codes,
-    dequantize,
-    fake_quantize,
-    quant_range,
-    weight_qparams,
-)
+from adadfq_lab.quantizer import QuantActivation, codes, dequantize, fake_quantize, quant_range, weight_qparams
 from adadfq_lab.ranges import fit_ranges
 from adadfq_lab.runs import RunConfig, build_game
 from adadfq_lab.student import quantize

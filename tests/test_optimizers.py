@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from adadfq_lab import optimizers
+from adadfq_lab.machine import optimizers
 
 KINDS = {
     "Adam": (optimizers.Adam, torch.optim.Adam, {"lr": 0.1, "betas": (0.5, 0.999), "fused": True}),

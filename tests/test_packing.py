@@ -12,9 +12,9 @@ from networks_for_tests import CHANNELS, SIDE, Grouped, ResidualAdd, randomize
 from safetensors.torch import load_file
 
 from adadfq_lab.errors import UserError
-from adadfq_lab.files import load_tensors, save_tensors
 from adadfq_lab.integer_layers import integers
 from adadfq_lab.integer_run import run_integer
+from adadfq_lab.machine.files import load_tensors, save_tensors
 from adadfq_lab.packing import ideal_bytes, pack, pack_bits, unpack, unpack_bits
 from adadfq_lab.quantizer import quant_range
 from adadfq_lab.runs import observe_noise

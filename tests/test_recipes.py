@@ -11,7 +11,8 @@ from tiny_games import SCHEDULE, images_for, saved_teacher
 
 from adadfq_lab import cli, recipes
 from adadfq_lab.errors import UserError
-from adadfq_lab.estimates import Estimate, duration, estimate, largest_that_fits
+from adadfq_lab.estimates import Estimate, estimate, largest_that_fits
+from adadfq_lab.machine.timing import duration
 from adadfq_lab.methods import METHODS, Method, Round, Terms, adadfq, arc_ait
 from adadfq_lab.recipes import TEACHERS, override, recipe, resolve, shortened
 from adadfq_lab.records import read_records

@@ -14,7 +14,8 @@ from adadfq_lab.data import stub_path
 from adadfq_lab.equations import disagreement_entropy, normalized_entropy
 from adadfq_lab.errors import UserError
 from adadfq_lab.imagined import EVERY, LONG, ROUNDS, method
-from adadfq_lab.recordings import RUNS, Recording, load_grid, load_population, load_recording, play_and_record, probe
+from adadfq_lab.probing import probe
+from adadfq_lab.recordings import RUNS, Recording, load_grid, load_population, load_recording, play_and_record
 
 SHIPPED = [f"run_{name}.npz" for name in (*RUNS, *LONG)] + ["population.npz", "grid.npz"]
 

@@ -21,8 +21,8 @@ from tiny_games import OBSERVE, SCHEDULE, WARMUP, images_for, saved_teacher, wit
 
 from adadfq_lab import cli
 from adadfq_lab.errors import UserError
-from adadfq_lab.files import load_tensors
-from adadfq_lab.game import Record
+from adadfq_lab.history import Record
+from adadfq_lab.machine.files import load_tensors
 from adadfq_lab.methods import METHODS, adadfq
 from adadfq_lab.records import read_records
 from adadfq_lab.run_folders import checkpoint_path, last_checkpoint

@@ -14,7 +14,7 @@ from torch import nn
 from adadfq_lab.data import CLASSES, DEBIAN_FASHION, ImageSet, load_data
 from adadfq_lab.errors import UserError
 from adadfq_lab.evaluation import Accuracy, accuracy, wilson
-from adadfq_lab.files import load_tensors, save_tensors
+from adadfq_lab.machine.files import load_tensors, save_tensors
 from adadfq_lab.networks import resnet8, resnet20
 from adadfq_lab.student import quantize
 from adadfq_lab.teachers import SHIPPED, Teacher, TeacherInfo, load_teacher, save_teacher, wrap_teacher

@@ -8,7 +8,7 @@ import torch
 
 from adadfq_lab import training_teachers
 from adadfq_lab.errors import UserError
-from adadfq_lab.files import load_tensors, save_tensors
+from adadfq_lab.machine.files import load_tensors, save_tensors
 from adadfq_lab.networks import resnet8
 from adadfq_lab.teachers import Teacher, load_teacher
 from adadfq_lab.training_teachers import TeacherConfig, augment, learning_rate, train_teacher

@@ -18,8 +18,7 @@ from adadfq_lab.packing import pack
 from adadfq_lab.runs import observe_noise
 from adadfq_lab.student import Student, quantize
 from adadfq_lab.teachers import Teacher, load_teacher, wrap_teacher
-from adadfq_lab.timing import float_network
-from adadfq_lab.verification import verify
+from adadfq_lab.verification import float_network, verify
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -73,8 +72,8 @@ def test_both_teachers_at_all_widths_on_two_thousand_images(name, bits, tmp_path
     """The numbers the project promises, on a student that played a short game."""
     import os
 
-    from adadfq_lab.game import Schedule
     from adadfq_lab.runs import RunConfig, run
+    from adadfq_lab.schedule import Schedule
 
     fashion = name.startswith("fashion")
     if not fashion and not (Path(os.environ.get("ADADFQ_DATA", "")) / "cifar10_test.npz").exists():

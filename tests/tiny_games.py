@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adadfq_lab.game import Game, Schedule
+from adadfq_lab.game import Game
 from adadfq_lab.methods import Method, Round, Terms, adadfq
 from adadfq_lab.networks import resnet8
+from adadfq_lab.schedule import Schedule
 from adadfq_lab.statistics import WithStatistics
 from adadfq_lab.student import quantize
 from adadfq_lab.teachers import Teacher, TeacherInfo, load_teacher, save_teacher

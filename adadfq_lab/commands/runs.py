@@ -104,7 +104,7 @@ def train(
         resume: Continue a run that was interrupted, from its last checkpoint; a run folder suffices to name it.
         from_round: Continue from the checkpoint of that round.
     """
-    from adadfq_lab.distributed import joined, restarted
+    from adadfq_lab.machine.distributed import joined, restarted
     from adadfq_lab.recipes import override
     from adadfq_lab.run_folders import checkpoints
     from adadfq_lab.runs import follow, run

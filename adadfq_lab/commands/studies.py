@@ -143,7 +143,7 @@ def evidence(
     """
     from adadfq_lab.evidence import EVIDENCE, evidence_page
     from adadfq_lab.evidence import evidence as measure
-    from adadfq_lab.files import write_atomically
+    from adadfq_lab.machine.files import write_atomically
 
     if unknown := [name for name in names if name not in EVIDENCE]:
         raise UserError(f"no evidence is called {unknown[0]!r}; choose from {', '.join(EVIDENCE)}")

@@ -1,18 +1,14 @@
 """Memory: how much was held at most, whether an error says that there was too little, and what to try then."""
 
 import contextlib
-import dataclasses
+import ctypes
 import resource
 import sys
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
-if TYPE_CHECKING:
-    from adadfq_lab.runs import RunConfig
-
-LEAST_BATCH = 4  # images a round below which batch statistics, and so L_BNS and H', say little
 _SAYS = ("out of memory", "can't allocate memory", "not enough memory", "CUDNN_STATUS_ALLOC_FAILED")
 
 
@@ -43,20 +39,23 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _SAYS)
 
 
-def smaller(config: "RunConfig") -> "RunConfig | None":
-    """The next smaller setting: on a GPU bf16, then half the images a round, down to 4; None where there is none."""
-    if config.device.startswith(("cuda", "auto")) and torch.cuda.is_available() and config.precision != "bf16":
-        return dataclasses.replace(config, precision="bf16")
-    batch = config.schedule.batch // 2
-    if batch < LEAST_BATCH:
-        return None
-    return dataclasses.replace(config, schedule=dataclasses.replace(config.schedule, batch=batch))
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # mallopt's names for what it sets, from glibc's malloc.h
 
 
-def offer(config: "RunConfig") -> str:
-    """What to try where memory did not suffice for `config`, in a sentence."""
-    said = f"there is too little memory for {config.schedule.batch} images a round in {config.precision}"
-    less = smaller(config)
-    if less is None:
-        return f"{said}; this takes a machine with more"
-    return f"{said}; start again with --set batch={less.schedule.batch} --set precision={less.precision}"
+@cache
+def keep_freed_memory() -> bool:
+    """Tells glibc to serve blocks up to 32 MiB from its heap and to keep 1 GiB of it; False where there is no glibc."""
+    if not sys.platform.startswith("linux"):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    return mallopt is not None and bool(mallopt(_MMAP_THRESHOLD, 32 << 20)) and bool(mallopt(_TRIM_THRESHOLD, 1 << 30))
+
+
+def release_freed_memory() -> bool:
+    """Gives what is freed now back to the kernel; False where there is no glibc, or nothing to give.
+
+    Before a live run: the figure's JavaScript, 5 MB, was copied on its way to the page several times, and would stay. After
+    it: what its thread has freed, no other thread can use.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
+    return trim is not None and bool(trim(0))

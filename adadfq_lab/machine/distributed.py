@@ -35,10 +35,11 @@ from torch.distributed.rendezvous import rendezvous
 
 from adadfq_lab.equations import BatchStatistics
 from adadfq_lab.errors import UserError
-from adadfq_lab.files import write_atomically
+from adadfq_lab.machine.files import write_atomically
 
 TIMEOUT = "ADADFQ_PROCESS_TIMEOUT"
 """Environment variable: seconds after which a process gives up waiting for the others, 1800 if not set."""
+
 
 _in_spread = False
 

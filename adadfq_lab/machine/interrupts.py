@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from adadfq_lab.distributed import on_any
+from adadfq_lab.machine.distributed import on_any
 
 
 @contextmanager

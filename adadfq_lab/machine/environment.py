@@ -11,12 +11,17 @@ import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from types import ModuleType
 from typing import Literal
 
 from adadfq_lab.errors import UserError
 
 Backend = Literal["widget", "svg", "none"]
+
+
 BACKENDS: tuple[Backend, ...] = ("widget", "svg", "none")
+
+
 SHOWN = ("torch", "plotly", "ipywidgets", "ipykernel")
 
 
@@ -74,3 +79,16 @@ def check_env() -> None:
         print(f"device: CPU, {torch.get_num_threads()} threads; every notebook is made for it, no GPU is needed")
     figures = {"widget": "interactive figures", "svg": "redrawn images", "none": "not drawn, only recorded"}[live_backend()]
     print(f"live runs: {figures}" + ("; fast mode: everything is cut short" if fast() else ""))
+
+
+INSTALL = 'pip install "adadfq-lab[export]"'
+
+
+def import_extra(name: str, install: str = INSTALL) -> ModuleType:
+    """A package that this package does not need to be installed, but what was asked for does."""
+    from importlib import import_module
+
+    try:
+        return import_module(name)
+    except ImportError:
+        raise UserError(f"the package {name} is missing; {install}") from None

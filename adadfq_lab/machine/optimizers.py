@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 Kind = TypeVar("Kind", bound=type[torch.optim.Optimizer])
+
+
 _WRAPPED = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
 
 
@@ -24,6 +26,8 @@ def without_compiler(kind: Kind) -> Kind:
 
 
 Adam = without_compiler(torch.optim.Adam)
+
+
 SGD = without_compiler(torch.optim.SGD)
 
 
