@@ -16,8 +16,10 @@ from typing import Any, Literal
 
 import torch
 
-from adadfq_lab.data import ImageSet, load_data, stub_path
-from adadfq_lab.evaluation import accuracy
+from adadfq_lab.data.accuracy import accuracy
+from adadfq_lab.data.image_sets import ImageSet
+from adadfq_lab.data.loading import load_data
+from adadfq_lab.data.locations import stub_path
 from adadfq_lab.fidelity import CHOICES, FIDELITY, Choice, Fidelity, fidelity_table
 from adadfq_lab.game import Game
 from adadfq_lab.machine.files import write_atomically

@@ -21,16 +21,18 @@ import torch
 from PIL import Image
 from torch import nn
 
-from adadfq_lab.data import CLASSES, ImageSet, cache_folder, load_data
+from adadfq_lab.data.accuracy import accuracy
+from adadfq_lab.data.image_sets import CLASSES, ImageSet, imagenet_classes
+from adadfq_lab.data.loading import load_data
+from adadfq_lab.data.locations import cache_folder
 from adadfq_lab.errors import UserError
-from adadfq_lab.evaluation import accuracy
 from adadfq_lab.game import Game
 from adadfq_lab.machine.memory import forget_peak, out_of_memory, peak, release_freed_memory
-from adadfq_lab.machine.timing import finish, timed, duration
+from adadfq_lab.machine.timing import duration, finish, timed
 from adadfq_lab.records import RecordLog
 from adadfq_lab.runs import RunConfig, build_game, build_student, fitting_data, observe_noise, smaller
 from adadfq_lab.teachers import Teacher, TeacherInfo, load_teacher
-from adadfq_lab.zoo import SHAPES, ZOO, build_network, imagenet_classes
+from adadfq_lab.zoo import SHAPES, ZOO, build_network
 
 OFFICIAL = {"imagenet": 50_000}  # test images; else 10,000
 
@@ -229,7 +231,7 @@ def _images(config: RunConfig, teacher: Teacher) -> tuple[ImageSet, int]:
 
 def _decoding() -> float:
     """Seconds that reading an image file of ImageNet's usual size takes of each measured image, on all cores together."""
-    from adadfq_lab.imagenet import decode
+    from adadfq_lab.data.image_folders import decode
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "image.jpg"

@@ -15,9 +15,9 @@ import numpy as np
 import plotly.graph_objects as go
 import torch
 
-from adadfq_lab.data import load_data
+from adadfq_lab.data.accuracy import wilson
+from adadfq_lab.data.loading import load_data
 from adadfq_lab.errors import UserError
-from adadfq_lab.evaluation import wilson
 from adadfq_lab.figures import curves, histograms, image_grid
 from adadfq_lab.figures_game import bars, grid_map
 from adadfq_lab.history import Column, History

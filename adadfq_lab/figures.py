@@ -17,8 +17,8 @@ from PIL import Image
 from torch import Tensor
 
 from adadfq_lab import quantizer, style
+from adadfq_lab.data.accuracy import Accuracy
 from adadfq_lab.equations import Bounds
-from adadfq_lab.evaluation import Accuracy
 from adadfq_lab.history import History, Record, Recorder, thin
 
 Numbers = Tensor | ArrayLike

@@ -18,9 +18,9 @@ from PIL import Image
 
 from adadfq_lab import live_views
 from adadfq_lab.course import PAGES
-from adadfq_lab.data import load_data
+from adadfq_lab.data.accuracy import accuracy
+from adadfq_lab.data.loading import load_data
 from adadfq_lab.equations import Bounds, normalized_entropy
-from adadfq_lab.evaluation import accuracy
 from adadfq_lab.generators import conditional_generator
 from adadfq_lab.integer_layers import integers
 from adadfq_lab.machine.files import renewed, write_atomically

@@ -20,7 +20,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from adadfq_lab.data import ImageSet, load_data, stub_path
+from adadfq_lab.data.image_sets import ImageSet
+from adadfq_lab.data.loading import load_data
+from adadfq_lab.data.locations import stub_path
 from adadfq_lab.equations import loss_bns
 from adadfq_lab.fidelity import fidelity
 from adadfq_lab.game import Game

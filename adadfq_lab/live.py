@@ -21,7 +21,7 @@ from html import escape
 from importlib import import_module
 from typing import Any, Literal
 
-from adadfq_lab.data import ImageSet
+from adadfq_lab.data.image_sets import ImageSet
 from adadfq_lab.equations import Bounds
 from adadfq_lab.errors import UserError
 from adadfq_lab.game import Game

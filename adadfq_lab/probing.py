@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from adadfq_lab.data import ImageSet
+from adadfq_lab.data.image_sets import ImageSet
 from adadfq_lab.game import Game
 
 

@@ -25,7 +25,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adadfq_lab.data import ImageSet, load_data, stub_path
+from adadfq_lab.data.image_sets import ImageSet
+from adadfq_lab.data.loading import load_data
+from adadfq_lab.data.locations import stub_path
 from adadfq_lab.equations import Bounds, disagreement_entropy, normalized_entropy
 from adadfq_lab.errors import UserError
 from adadfq_lab.fidelity import fidelity

@@ -10,8 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from adadfq_lab.data.accuracy import Accuracy
 from adadfq_lab.errors import UserError
-from adadfq_lab.evaluation import Accuracy
 from adadfq_lab.history import Record
 from adadfq_lab.machine.fields import build
 from adadfq_lab.machine.files import write_atomically

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from adadfq_lab.data import ImageSet
+from adadfq_lab.data.image_sets import ImageSet
 from adadfq_lab.game import Game
 from adadfq_lab.machine.files import write_atomically
 from adadfq_lab.records import read_records

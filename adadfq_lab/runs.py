@@ -28,10 +28,11 @@ from tqdm import tqdm
 from tyro.conf import Fixed, SuppressFixed
 
 from adadfq_lab.compiling import Compile
-from adadfq_lab.data import ImageSet, load_data
+from adadfq_lab.data.accuracy import Accuracy, accuracy
+from adadfq_lab.data.image_sets import ImageSet
+from adadfq_lab.data.loading import load_data
 from adadfq_lab.equations import Bounds
 from adadfq_lab.errors import UserError
-from adadfq_lab.evaluation import Accuracy, accuracy
 from adadfq_lab.fidelity import fidelity
 from adadfq_lab.game import Game
 from adadfq_lab.history import Record

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from adadfq_lab.data import stub_path
+from adadfq_lab.data.locations import stub_path
 from adadfq_lab.errors import UserError
 from adadfq_lab.machine.fields import build
 from adadfq_lab.machine.files import write_atomically

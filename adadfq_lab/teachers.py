@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from adadfq_lab.data import stub_path
+from adadfq_lab.data.locations import stub_path
 from adadfq_lab.errors import UserError, first_line
 from adadfq_lab.machine.fields import build
 from adadfq_lab.machine.files import digest, load_tensors, save_tensors

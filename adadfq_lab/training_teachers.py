@@ -17,9 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from adadfq_lab.data import ImageSet, load_data
+from adadfq_lab.data.accuracy import accuracy
+from adadfq_lab.data.image_sets import ImageSet
+from adadfq_lab.data.loading import load_data
 from adadfq_lab.errors import UserError
-from adadfq_lab.evaluation import accuracy
 from adadfq_lab.machine.devices import computes_bfloat16
 from adadfq_lab.machine.fields import check_rates, check_whole
 from adadfq_lab.machine.files import load_tensors, save_tensors

@@ -24,7 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adadfq_lab.data import ImageSet, load_data
+from adadfq_lab.data.image_sets import ImageSet
+from adadfq_lab.data.loading import load_data
 from adadfq_lab.errors import UserError
 from adadfq_lab.export import FORMAT, sidecar
 from adadfq_lab.integer_layers import integers, on_cpu

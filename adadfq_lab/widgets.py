@@ -233,7 +233,7 @@ def sample_gallery(recordings: Sequence[str | Recording] = GALLERY, classes: Seq
     if not loaded:
         raise UserError("a gallery needs at least one recording")
     if not classes:
-        from adadfq_lab.data import FASHION_CLASSES
+        from adadfq_lab.data.image_sets import FASHION_CLASSES
 
         classes = FASHION_CLASSES
     labels = [(f"{one.meta.get('method', one.name)} {one.meta.get('bits', '')}".strip(), i) for i, one in enumerate(loaded)]

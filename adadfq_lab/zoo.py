@@ -24,7 +24,6 @@ import io
 import json
 import os
 import sys
-import urllib.error
 import urllib.request
 import zipfile
 import zlib
@@ -36,7 +35,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from adadfq_lab.data import CLASSES, cache_folder
+from adadfq_lab.data.image_sets import CLASSES, imagenet_classes
+from adadfq_lab.data.locations import cache_folder
 from adadfq_lab.errors import UserError
 from adadfq_lab.machine.files import digest, write_atomically
 from adadfq_lab.networks import NETWORKS
@@ -225,13 +225,6 @@ def _renamed(state: Mapping[str, Tensor], network: nn.Module, layers: Mapping[st
         if (value := state.get(f"{layers[layer]}.{kind}")) is not None:
             renamed[key] = value.flatten(1) if value.dim() == 4 and wanted.dim() == 2 else value
     return renamed
-
-
-def imagenet_classes() -> tuple[str, ...]:
-    """The names of ImageNet's 1,000 classes, in the order of their WordNet ids: the order of every network's outputs."""
-    from torchvision import models
-
-    return tuple(models.ResNet18_Weights.IMAGENET1K_V1.meta["categories"])
 
 
 def checkpoint(entry: Entry) -> bytes:

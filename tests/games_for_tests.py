@@ -2,7 +2,7 @@
 
 import torch
 
-from adadfq_lab.data import ImageSet
+from adadfq_lab.data.image_sets import ImageSet
 from adadfq_lab.game import Game
 from adadfq_lab.methods import adadfq
 from adadfq_lab.networks import resnet8

@@ -18,9 +18,9 @@ import torch
 from tiny_games import OBSERVE, WARMUP, images_for, saved_teacher
 
 from adadfq_lab import cli
-from adadfq_lab.data import load_data
+from adadfq_lab.data.accuracy import accuracy
+from adadfq_lab.data.loading import load_data
 from adadfq_lab.errors import UserError
-from adadfq_lab.evaluation import accuracy
 from adadfq_lab.fidelity import CHOICES
 from adadfq_lab.methods import METHODS, Round, Terms, adadfq, every_method
 from adadfq_lab.records import read_records

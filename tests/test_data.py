@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from adadfq_lab.data import CLASSES, DEBIAN_FASHION, ImageSet, load_data, stub_path
+from adadfq_lab.data.image_sets import CLASSES, ImageSet
+from adadfq_lab.data.loading import DEBIAN_FASHION, load_data
+from adadfq_lab.data.locations import stub_path
 from adadfq_lab.errors import UserError
 
 STUBS = Path(__file__).parents[1] / "data_stubs"

@@ -10,10 +10,10 @@ from tiny_games import BATCH, CLASSES, OBSERVE, SHAPE, state, tiny_game, tiny_te
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from adadfq_lab.data import ImageSet
+from adadfq_lab.data.accuracy import accuracy
+from adadfq_lab.data.image_sets import ImageSet
 from adadfq_lab.equations import Bounds
 from adadfq_lab.errors import UserError
-from adadfq_lab.evaluation import accuracy
 from adadfq_lab.features import stages, with_features
 from adadfq_lab.fidelity import FIDELITY
 from adadfq_lab.game import Game

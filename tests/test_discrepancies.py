@@ -4,7 +4,7 @@ import dataclasses
 import json
 
 from adadfq_lab import discrepancies
-from adadfq_lab.data import load_data
+from adadfq_lab.data.loading import load_data
 from adadfq_lab.discrepancies import DISCREPANCIES, measure, page, switches, variants
 from adadfq_lab.fidelity import FIDELITY, Fidelity
 from adadfq_lab.gallery import ROOT

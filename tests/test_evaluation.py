@@ -7,8 +7,8 @@ import torch
 from networks_for_tests import NoNorm, randomize
 from torch import Tensor, nn
 
-from adadfq_lab.data import ImageSet
-from adadfq_lab.evaluation import Accuracy, accuracy, wilson
+from adadfq_lab.data.accuracy import Accuracy, accuracy, wilson
+from adadfq_lab.data.image_sets import ImageSet
 from adadfq_lab.student import quantize
 
 Z = 1.959963984540054

@@ -13,8 +13,8 @@ from games_for_tests import tiny_game
 from PIL import Image
 
 from adadfq_lab import figures, style
+from adadfq_lab.data.accuracy import Accuracy, wilson
 from adadfq_lab.equations import Bounds, entropy
-from adadfq_lab.evaluation import Accuracy, wilson
 
 CLASSES = tuple("abcd")
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from tiny_games import OBSERVE, images_for, play, saved_teacher, tiny_game
 
-from adadfq_lab.data import load_data
+from adadfq_lab.data.loading import load_data
 from adadfq_lab.errors import UserError
 from adadfq_lab.game import Game
 from adadfq_lab.machine.fields import build, fitting

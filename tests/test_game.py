@@ -25,10 +25,10 @@ from tiny_games import (
 )
 from torch import Tensor, nn
 
-from adadfq_lab.data import ImageSet
+from adadfq_lab.data.accuracy import accuracy
+from adadfq_lab.data.image_sets import ImageSet
 from adadfq_lab.equations import Bounds
 from adadfq_lab.errors import UserError
-from adadfq_lab.evaluation import accuracy
 from adadfq_lab.game import Game, NonFiniteError
 from adadfq_lab.history import Record
 from adadfq_lab.methods import Method, Round, adadfq, adasg, arc, gdfq

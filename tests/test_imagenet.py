@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torchvision import models
 
 from adadfq_lab.cli import main
-from adadfq_lab.data import ImageSet, load_data
+from adadfq_lab.data.accuracy import accuracy
+from adadfq_lab.data.image_folders import decode
+from adadfq_lab.data.image_sets import ImageSet
+from adadfq_lab.data.loading import load_data
 from adadfq_lab.errors import UserError
-from adadfq_lab.evaluation import accuracy
-from adadfq_lab.imagenet import decode
 from adadfq_lab.teachers import load_teacher, normalize
 
 COLOURS = {"blue": (10, 20, 240), "green": (20, 230, 10), "red": (250, 0, 30)}

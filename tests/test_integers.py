@@ -31,7 +31,7 @@ from networks_for_tests import (
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from adadfq_lab.data import load_data
+from adadfq_lab.data.loading import load_data
 from adadfq_lab.errors import UserError
 from adadfq_lab.integer_layers import Integers, integers
 from adadfq_lab.integer_run import compare_layers, convolve, run_integer, split_planes

@@ -10,7 +10,7 @@ import torch
 from games_for_tests import tiny_game, tiny_images
 
 from adadfq_lab import recordings
-from adadfq_lab.data import stub_path
+from adadfq_lab.data.locations import stub_path
 from adadfq_lab.equations import disagreement_entropy, normalized_entropy
 from adadfq_lab.errors import UserError
 from adadfq_lab.imagined import EVERY, LONG, ROUNDS, method

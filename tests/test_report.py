@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from tiny_games import OBSERVE, play, tiny_game, tiny_teacher
 
-from adadfq_lab.data import ImageSet
+from adadfq_lab.data.image_sets import ImageSet
 from adadfq_lab.report import accuracy_figure, band_figure, gains_figure, image_grid, loss_figure, smooth, write_report
 
 ACCURACY = {"top1": 50.0, "low": 40.0, "high": 62.0, "images": 30}

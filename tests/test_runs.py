@@ -14,9 +14,9 @@ import pytest
 import torch
 from tiny_games import OBSERVE, SCHEDULE, SHAPE, WARMUP, images_for, saved_teacher, with_term
 
-from adadfq_lab.data import load_data
+from adadfq_lab.data.accuracy import Accuracy, accuracy
+from adadfq_lab.data.loading import load_data
 from adadfq_lab.errors import UserError
-from adadfq_lab.evaluation import Accuracy, accuracy
 from adadfq_lab.game import Game
 from adadfq_lab.history import Record
 from adadfq_lab.machine.files import load_tensors

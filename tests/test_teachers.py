@@ -11,9 +11,10 @@ import torch
 from networks_for_tests import randomize
 from torch import nn
 
-from adadfq_lab.data import CLASSES, DEBIAN_FASHION, ImageSet, load_data
+from adadfq_lab.data.accuracy import Accuracy, accuracy, wilson
+from adadfq_lab.data.image_sets import CLASSES, ImageSet
+from adadfq_lab.data.loading import DEBIAN_FASHION, load_data
 from adadfq_lab.errors import UserError
-from adadfq_lab.evaluation import Accuracy, accuracy, wilson
 from adadfq_lab.machine.files import load_tensors, save_tensors
 from adadfq_lab.networks import resnet8, resnet20
 from adadfq_lab.student import quantize

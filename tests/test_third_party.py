@@ -7,8 +7,9 @@ import pytest
 import torch
 from networks_for_tests import ThirdPartyResNet20, randomize
 
-from adadfq_lab.data import CIFAR10_CLASSES, ImageSet, load_data
-from adadfq_lab.evaluation import accuracy
+from adadfq_lab.data.accuracy import accuracy
+from adadfq_lab.data.image_sets import CIFAR10_CLASSES, ImageSet
+from adadfq_lab.data.loading import load_data
 from adadfq_lab.layers import QuantConv2d
 from adadfq_lab.networks import resnet20
 from adadfq_lab.statistics import WithStatistics

@@ -10,9 +10,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from networks_for_tests import CHANNELS, ODD, SIDE, NormWithoutMemory, ThirdPartyResNet20, randomize
 
-from adadfq_lab.data import ImageSet, load_data
+from adadfq_lab.data.accuracy import accuracy
+from adadfq_lab.data.image_sets import ImageSet
+from adadfq_lab.data.loading import load_data
 from adadfq_lab.errors import UserError
-from adadfq_lab.evaluation import accuracy
 from adadfq_lab.export import Exported, export_onnx, sidecar
 from adadfq_lab.packing import pack
 from adadfq_lab.runs import observe_noise

@@ -5,8 +5,8 @@ import torch
 from tiny_games import BATCH, CLASSES, SHAPE, changed, play, saved_teacher, spy, state, tiny_game, tiny_teacher
 from torch import Tensor
 
-from adadfq_lab.data import ImageSet
-from adadfq_lab.evaluation import accuracy
+from adadfq_lab.data.accuracy import accuracy
+from adadfq_lab.data.image_sets import ImageSet
 from adadfq_lab.features import attention_gap, relation_gap
 from adadfq_lab.fidelity import FIDELITY
 from adadfq_lab.game import Game

@@ -17,7 +17,7 @@ from torchvision import models
 
 from adadfq_lab import zoo
 from adadfq_lab.cli import main
-from adadfq_lab.data import CLASSES
+from adadfq_lab.data.image_sets import CLASSES
 from adadfq_lab.errors import UserError
 from adadfq_lab.student import quantize
 from adadfq_lab.teachers import load_teacher, save_teacher

@@ -51,7 +51,7 @@ def verify(
             If empty, what the teacher was trained on: its shipped images, or those in ADADFQ_DATA.
         runtime: What runs the file.
     """
-    from adadfq_lab.data import load_data
+    from adadfq_lab.data.loading import load_data
     from adadfq_lab.verification import verify as run_it
 
     found = run_it(file, load_data(data, "test") if data else None, runtime=runtime)

@@ -178,8 +178,8 @@ def evaluate(run_or_teacher: tyro.conf.Positional[str], data: str = "", stub: bo
         data: A data set as for `adadfq train`, NAME for NAME_test.npz in ADADFQ_DATA included; the teacher's own if empty.
         stub: Use the shipped images only.
     """
-    from adadfq_lab.data import load_data
-    from adadfq_lab.evaluation import accuracy
+    from adadfq_lab.data.accuracy import accuracy
+    from adadfq_lab.data.loading import load_data
     from adadfq_lab.runs import fitting_data
     from adadfq_lab.student_files import load_student
 

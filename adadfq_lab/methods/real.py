@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adadfq_lab.data import load_data
+from adadfq_lab.data.loading import load_data
 from adadfq_lab.equations import Terms
 from adadfq_lab.errors import UserError
 from adadfq_lab.fidelity import Fidelity

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from adadfq_lab.data import ImageSet
+from adadfq_lab.data.image_sets import ImageSet
 from adadfq_lab.machine.devices import to_device
-from adadfq_lab.student import Student
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,8 @@ def accuracy(network: nn.Module, data: ImageSet, normalize: Callable[[Tensor], T
     was_training = network.training
     network.eval()
     hits = []  # counted on the device: the host waits for it once, at the end
-    with network.frozen() if isinstance(network, Student) else nullcontext():
+    frozen = getattr(network, "frozen", nullcontext)  # a student has it
+    with frozen():
         for images, labels in data.batches(batch or most * max(1, min(100, 2**20 // pixels))):
             predicted = network(normalize(to_device(images, device))).argmax(1)
             hits.append((predicted == to_device(labels, predicted.device)).sum())

@@ -9,88 +9,26 @@ place, `adadfq train-teacher`. A data set is looked for, in this order, in
 4. torchvision's download, kept in `~/.cache/adadfq_lab`.
 
 A data set of your own is two files in the folder of 1. under a name of your own, with the names of its classes, if you like,
-in a third array, `classes`. ImageNet is too large for memory and stays in its folder: see `adadfq_lab.imagenet`.
+in a third array, `classes`. ImageNet is too large for memory and stays in its folder: see `adadfq_lab.data.image_folders`.
 """
 
 import gzip
 import os
 import zipfile
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from adadfq_lab.data.image_sets import CLASSES, ImageSet
+from adadfq_lab.data.locations import cache_folder, stub_path
 from adadfq_lab.errors import UserError, first_line
 
-FASHION_CLASSES = ("T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
-CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-_CIFAR100 = """
-    apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle
-    caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant
-    flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man
-    maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree
-    plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail
-    snake spider squirrel streetcar sunflower sweet_pepper table tank telephone television tiger tractor train trout
-    tulip turtle wardrobe whale willow_tree wolf woman worm
-"""
-CIFAR100_CLASSES = tuple(name.replace("_", " ") for name in _CIFAR100.split())
-CLASSES = {"fashion_mnist": FASHION_CLASSES, "cifar10": CIFAR10_CLASSES, "cifar100": CIFAR100_CLASSES}
 DATASETS = (*CLASSES, "imagenet")
 MOST_CLASSES = 100_000
 """Of a data set whose classes have no names: a label beyond is taken for a mistake."""
 DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
-
-
-@dataclass(frozen=True)
-class ImageSet:
-    """Images and labels of one split, in memory.
-
-    images: uint8, `(N, C, H, W)`
-    labels: int64, `(N,)`
-    source: where they came from and how many of how many they are, in words fit for a table's caption
-    """
-
-    name: str
-    split: str
-    images: Tensor
-    labels: Tensor
-    classes: tuple[str, ...]
-    source: str
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Successive (images, labels) of at most `size` samples, in order."""
-        yield from zip(self.images.split(size), self.labels.split(size), strict=True)
-
-    def of_shape(self, shape: tuple[int, int, int]) -> "ImageSet":
-        """The images as a network for `shape` (C, H, W) takes them, where that is open still: files on disk have none yet."""
-        return self
-
-    def take(self, count: int | None) -> "ImageSet":
-        """The first `count` samples (all of them for None)."""
-        if count is None or count >= len(self):
-            return self
-        return ImageSet(
-            self.name, self.split, self.images[:count], self.labels[:count], self.classes, f"first {count} of {self.source}"
-        )
-
-
-def stub_path(name: str) -> Path:
-    """The shipped file `name` of `data_stubs/`, from a wheel, an editable install or a checkout."""
-    packaged = Path(str(resources.files("adadfq_lab"))) / "data_stubs" / name
-    return packaged if packaged.exists() else Path(__file__).parents[1] / "data_stubs" / name
-
-
-def cache_folder() -> Path:
-    """Where downloads are kept: `adadfq_lab` in the folder that XDG_CACHE_HOME names, or in `~/.cache`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "adadfq_lab"
 
 
 def load_data(name: str, split: str = "test", *, stub: bool = False) -> ImageSet:
@@ -101,7 +39,7 @@ def load_data(name: str, split: str = "test", *, stub: bool = False) -> ImageSet
     Raises UserError where the data set is unknown or cannot be had without a network.
     """
     if name == "imagenet" or os.sep in name:
-        from adadfq_lab.imagenet import load_folder
+        from adadfq_lab.data.image_folders import load_folder
 
         return load_folder(name, split, stub=stub)
     if split not in ("train", "test"):

@@ -1,0 +1,1 @@
+"""Images with labels, which data-free quantization needs for one purpose only: to measure."""
