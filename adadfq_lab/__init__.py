@@ -24,10 +24,10 @@ _MODULES: dict[str, str] = {
     # data and players
     "load_data": "data.loading",
     "ImageSet": "data.image_sets",
-    "load_teacher": "teachers",
-    "wrap_teacher": "teachers",
-    "save_teacher": "teachers",
-    "Teacher": "teachers",
+    "load_teacher": "teacher.teacher_files",
+    "wrap_teacher": "teacher.teacher",
+    "save_teacher": "teacher.teacher_files",
+    "Teacher": "teacher.teacher",
     "quantize": "student",
     "Student": "student",
     "accuracy": "data.accuracy",
@@ -35,7 +35,7 @@ _MODULES: dict[str, str] = {
     "wilson": "data.accuracy",
     "conditional_generator": "generators",
     "Generator": "generators",
-    "WithStatistics": "statistics",
+    "WithStatistics": "teacher.statistics",
     # equations
     "p_ds": "equations",
     "p_as": "equations",

@@ -33,7 +33,7 @@ from adadfq_lab.methods import Round, make_method
 from adadfq_lab.quantizer import QuantActivation
 from adadfq_lab.schedule import Schedule
 from adadfq_lab.student import quantize
-from adadfq_lab.teachers import Teacher
+from adadfq_lab.teacher.teacher import Teacher
 
 
 @dataclass(frozen=True)

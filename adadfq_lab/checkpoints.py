@@ -24,7 +24,8 @@ from adadfq_lab.methods import Method, make_method
 from adadfq_lab.schedule import Schedule
 from adadfq_lab.student import quantize
 from adadfq_lab.student_files import quantization_from_json, quantization_json
-from adadfq_lab.teachers import Teacher, load_teacher
+from adadfq_lab.teacher.teacher import Teacher
+from adadfq_lab.teacher.teacher_files import load_teacher
 
 
 def _optimizer_tensors(prefix: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -25,7 +25,7 @@ from adadfq_lab.errors import UserError
 from adadfq_lab.machine.distributed import launched
 from adadfq_lab.run_folders import FULL
 from adadfq_lab.runs import RunConfig
-from adadfq_lab.teachers import load_teacher
+from adadfq_lab.teacher.teacher_files import load_teacher
 
 
 def methods(json: Json = False) -> None:

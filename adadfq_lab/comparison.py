@@ -21,7 +21,7 @@ from adadfq_lab.generators import Generator
 from adadfq_lab.methods import METHODS, Method, Round, description, make_method
 from adadfq_lab.schedule import Schedule
 from adadfq_lab.student import Student
-from adadfq_lab.teachers import Teacher
+from adadfq_lab.teacher.teacher import Teacher
 
 Player = Literal["generator", "student"]
 SOURCES = ("labels", "P's logits", "P's batch norms", "Q's logits", "features")

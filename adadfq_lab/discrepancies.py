@@ -25,7 +25,7 @@ from adadfq_lab.game import Game
 from adadfq_lab.machine.files import write_atomically
 from adadfq_lab.methods import adadfq
 from adadfq_lab.student import quantize
-from adadfq_lab.teachers import load_teacher
+from adadfq_lab.teacher.teacher_files import load_teacher
 
 ROOT = Path(__file__).parents[1]
 Kind = Literal["the paper against itself", "does not run", "differs in numbers", "housekeeping"]

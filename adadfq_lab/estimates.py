@@ -31,8 +31,10 @@ from adadfq_lab.machine.memory import forget_peak, out_of_memory, peak, release_
 from adadfq_lab.machine.timing import duration, finish, timed
 from adadfq_lab.records import RecordLog
 from adadfq_lab.runs import RunConfig, build_game, build_student, fitting_data, observe_noise, smaller
-from adadfq_lab.teachers import Teacher, TeacherInfo, load_teacher
-from adadfq_lab.zoo import SHAPES, ZOO, build_network
+from adadfq_lab.teacher.networks import build_network
+from adadfq_lab.teacher.teacher import Teacher, TeacherInfo
+from adadfq_lab.teacher.teacher_files import load_teacher
+from adadfq_lab.teacher.zoo import SHAPES, ZOO
 
 OFFICIAL = {"imagenet": 50_000}  # test images; else 10,000
 

@@ -26,7 +26,7 @@ from adadfq_lab.operations import Operation, operations
 from adadfq_lab.packing import pack
 from adadfq_lab.student import Student
 from adadfq_lab.student_files import save_student
-from adadfq_lab.teachers import Teacher
+from adadfq_lab.teacher.teacher import Teacher
 
 FORMAT = "adadfq onnx 1"
 

@@ -30,9 +30,9 @@ from adadfq_lab.student import quantize
 from adadfq_lab.style import BLUE, GREEN, GREY, ORANGE, PLAYER, PLAYER_DASH, PURPLE, TEXT, VERMILLION
 from adadfq_lab.svg import Bars, Line, Panel, Rule, chart, montage
 from adadfq_lab.tables import PAPER, difference, read_rows, shipped_results, summaries
-from adadfq_lab.teachers import load_teacher
+from adadfq_lab.teacher.networks import build_network
+from adadfq_lab.teacher.teacher_files import load_teacher
 from adadfq_lab.widgets import band_text
-from adadfq_lab.zoo import build_network
 
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- gallery -->", "<!-- /gallery -->"

@@ -26,7 +26,6 @@ from torch import Tensor
 from adadfq_lab.compiling import Compile, Forwards
 from adadfq_lab.equations import NonFiniteLogitsError, disagreement_entropy, total
 from adadfq_lab.errors import UserError
-from adadfq_lab.features import stages, with_features
 from adadfq_lab.fidelity import Fidelity
 from adadfq_lab.fidelity import fidelity as preset
 from adadfq_lab.generators import Generator
@@ -38,9 +37,10 @@ from adadfq_lab.machine.optimizers import Adam, backward
 from adadfq_lab.methods import Method, Rates, Round
 from adadfq_lab.ranges import fit_ranges
 from adadfq_lab.schedule import Schedule
-from adadfq_lab.statistics import WithStatistics
 from adadfq_lab.student import Student
-from adadfq_lab.teachers import Teacher
+from adadfq_lab.teacher.features import stages, with_features
+from adadfq_lab.teacher.statistics import WithStatistics
+from adadfq_lab.teacher.teacher import Teacher
 
 
 class NonFiniteError(UserError):

@@ -32,7 +32,7 @@ from adadfq_lab.probing import probe
 from adadfq_lab.recordings import TEACHER, Recording, sample_images, save_recording
 from adadfq_lab.schedule import Schedule
 from adadfq_lab.student import quantize
-from adadfq_lab.teachers import load_teacher
+from adadfq_lab.teacher.teacher_files import load_teacher
 
 ROUNDS, EVERY = 1200, 6
 SCHEDULE = Schedule(batch=16, warmup=600, observe=700, student_lr=1e-4)

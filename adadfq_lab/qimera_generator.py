@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from adadfq_lab.errors import UserError
 from adadfq_lab.generators import Generator, UpsampleConv2d, quarter
-from adadfq_lab.teachers import Teacher
+from adadfq_lab.teacher.teacher import Teacher
 
 CbnMix = Literal["sum", "mean"]
 EmbeddingNorm = Literal["per-sample", "per-slot"]

@@ -32,7 +32,7 @@ TEACHERS = {
     "imagenet-mobilenetv2": "pytorchcv:mobilenetv2_w1",
     "imagenet-resnet50": "pytorchcv:resnet50",
 }
-"""The teachers of Table 2, by data set and network; `adadfq_lab.zoo` pins them."""
+"""The teachers of Table 2, by data set and network; `adadfq_lab.teacher.zoo` pins them."""
 
 BITS = ("3w3a", "4w4a", "5w5a")
 

@@ -38,7 +38,7 @@ from adadfq_lab.methods import make_method
 from adadfq_lab.probing import probe
 from adadfq_lab.schedule import Schedule
 from adadfq_lab.student import Student, quantize
-from adadfq_lab.teachers import load_teacher
+from adadfq_lab.teacher.teacher_files import load_teacher
 
 TEACHER = "fashion_mnist_resnet20"
 SCHEDULE = Schedule(batch=16, warmup=60, observe=100, student_lr=1e-3)

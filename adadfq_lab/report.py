@@ -19,7 +19,7 @@ from adadfq_lab.game import Game
 from adadfq_lab.machine.files import write_atomically
 from adadfq_lab.records import read_records
 from adadfq_lab.style import BOUND, BOUND_COLOUR, BOUND_DASH, GENERATOR, STUDENT, TEACHER, figure
-from adadfq_lab.teachers import Teacher
+from adadfq_lab.teacher.teacher import Teacher
 
 PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>{title}</title>

@@ -49,7 +49,8 @@ from adadfq_lab.run_folders import checkpoints, full_disk, resumed, save_checkpo
 from adadfq_lab.schedule import Schedule
 from adadfq_lab.student import Student, quantize
 from adadfq_lab.student_files import save_student
-from adadfq_lab.teachers import Teacher, load_teacher
+from adadfq_lab.teacher.teacher import Teacher
+from adadfq_lab.teacher.teacher_files import load_teacher
 
 
 @dataclass(frozen=True)

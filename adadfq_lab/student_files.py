@@ -16,8 +16,9 @@ from adadfq_lab.machine.fields import build
 from adadfq_lab.machine.files import load_tensors, save_tensors
 from adadfq_lab.quantizer import BitWidths
 from adadfq_lab.student import Quantization, Student, quantize
-from adadfq_lab.teachers import SHIPPED, Teacher, TeacherInfo, load_teacher
-from adadfq_lab.zoo import build_network
+from adadfq_lab.teacher.networks import build_network
+from adadfq_lab.teacher.teacher import Teacher, TeacherInfo
+from adadfq_lab.teacher.teacher_files import SHIPPED, load_teacher
 
 
 def save_student(student: Student, teacher: Teacher, path: Path, **extra: Any) -> str:

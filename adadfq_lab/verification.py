@@ -37,7 +37,7 @@ from adadfq_lab.quantizer import QuantActivation
 from adadfq_lab.runtimes import FLOAT_PRODUCTS, INTEGER_CONVS, INTEGER_PRODUCTS, Runtime, load
 from adadfq_lab.student import Student
 from adadfq_lab.student_files import rebuild_student
-from adadfq_lab.teachers import normalize
+from adadfq_lab.teacher.teacher import normalize
 
 LARGEST_IMAGE = 2**26  # numbers; a file that says more was tampered with
 

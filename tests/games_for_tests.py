@@ -5,10 +5,10 @@ import torch
 from adadfq_lab.data.image_sets import ImageSet
 from adadfq_lab.game import Game
 from adadfq_lab.methods import adadfq
-from adadfq_lab.networks import resnet8
 from adadfq_lab.schedule import Schedule
 from adadfq_lab.student import quantize
-from adadfq_lab.teachers import Teacher, TeacherInfo
+from adadfq_lab.teacher.networks import resnet8
+from adadfq_lab.teacher.teacher import Teacher, TeacherInfo
 
 CLASSES = ("circle", "square", "triangle", "star")
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from adadfq_lab.game import Game
 from adadfq_lab.machine.distributed import joined
 from adadfq_lab.methods import BEYOND, METHODS, make_method
-from adadfq_lab.teachers import Teacher
+from adadfq_lab.teacher.teacher import Teacher
 
 BATCH, WARMUP, OBSERVE, ROUNDS = 16, 3, 5, 9
 """Rounds of warm-up, of observation on into the play, and of play with fixed ranges."""

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import flop_registry
 from adadfq_lab import bench
 from adadfq_lab.bench import Bench, Floor, Textbook, relative_difference
 from adadfq_lab.game import Game
-from adadfq_lab.networks import resnet8
+from adadfq_lab.teacher.networks import resnet8
 
 
 @pytest.mark.parametrize("bits", ["3w3a", "5w4a"])

@@ -24,7 +24,7 @@ from adadfq_lab.errors import UserError
 from adadfq_lab.fidelity import CHOICES
 from adadfq_lab.methods import METHODS, Round, Terms, adadfq, every_method
 from adadfq_lab.records import read_records
-from adadfq_lab.teachers import load_teacher
+from adadfq_lab.teacher.teacher_files import load_teacher
 
 ROUNDS = OBSERVE + 1
 SMALL = ["--rounds", str(ROUNDS), "--batch", "4", "--warmup", str(WARMUP), "--observe", str(OBSERVE), "--device", "cpu"]

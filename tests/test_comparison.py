@@ -12,7 +12,7 @@ import adadfq_lab as lab
 from adadfq_lab.comparison import SOURCES, compare_methods, ideas
 from adadfq_lab.errors import UserError
 from adadfq_lab.methods import METHODS, Method
-from adadfq_lab.statistics import WithStatistics
+from adadfq_lab.teacher.statistics import WithStatistics
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,6 @@ from adadfq_lab.data.accuracy import accuracy
 from adadfq_lab.data.image_sets import ImageSet
 from adadfq_lab.equations import Bounds
 from adadfq_lab.errors import UserError
-from adadfq_lab.features import stages, with_features
 from adadfq_lab.fidelity import FIDELITY
 from adadfq_lab.game import Game
 from adadfq_lab.generators import Generator, conditional_generator
@@ -23,10 +22,11 @@ from adadfq_lab.machine.devices import pick_device
 from adadfq_lab.methods import BEYOND, METHODS, Round, adadfq, make_method
 from adadfq_lab.runs import observe_noise
 from adadfq_lab.schedule import Schedule
-from adadfq_lab.statistics import WithStatistics
 from adadfq_lab.student import quantize
-from adadfq_lab.teachers import Teacher, TeacherInfo, normalize
-from adadfq_lab.zoo import build_network
+from adadfq_lab.teacher.features import stages, with_features
+from adadfq_lab.teacher.networks import build_network
+from adadfq_lab.teacher.statistics import WithStatistics
+from adadfq_lab.teacher.teacher import Teacher, TeacherInfo, normalize
 
 
 @pytest.mark.parametrize("name", [*METHODS, *BEYOND])

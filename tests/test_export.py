@@ -34,7 +34,7 @@ from adadfq_lab.runs import observe_noise
 from adadfq_lab.runtimes import load
 from adadfq_lab.student import Student, quantize
 from adadfq_lab.student_files import load_student
-from adadfq_lab.teachers import load_teacher
+from adadfq_lab.teacher.teacher_files import load_teacher
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")

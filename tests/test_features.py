@@ -9,11 +9,21 @@ from tiny_games import CLASSES, SHAPE, tiny_game, tiny_teacher
 from torch import Tensor, nn
 
 from adadfq_lab.errors import UserError
-from adadfq_lab.features import attend, attention_gap, pooled_features, relation_gap, relation_map, stages, unit, with_features
 from adadfq_lab.methods import zaq
-from adadfq_lab.networks import resnet20
-from adadfq_lab.student import quantize, traced
-from adadfq_lab.teachers import Teacher, wrap_teacher
+from adadfq_lab.student import quantize
+from adadfq_lab.teacher.features import (
+    attend,
+    attention_gap,
+    pooled_features,
+    relation_gap,
+    relation_map,
+    stages,
+    unit,
+    with_features,
+)
+from adadfq_lab.teacher.networks import resnet20
+from adadfq_lab.teacher.teacher import Teacher, wrap_teacher
+from adadfq_lab.teacher.tracing import traced
 
 
 def features(generator: torch.Generator, *shape: int) -> Tensor:

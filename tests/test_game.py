@@ -34,7 +34,7 @@ from adadfq_lab.history import Record
 from adadfq_lab.methods import Method, Round, adadfq, adasg, arc, gdfq
 from adadfq_lab.schedule import Schedule
 from adadfq_lab.student import Student, quantize
-from adadfq_lab.teachers import Teacher, wrap_teacher
+from adadfq_lab.teacher.teacher import Teacher, wrap_teacher
 
 METHODS = {"gdfq": gdfq, "arc": arc, "adasg": adasg, "adadfq": adadfq}
 

@@ -17,7 +17,8 @@ from adadfq_lab.data.image_folders import decode
 from adadfq_lab.data.image_sets import ImageSet
 from adadfq_lab.data.loading import load_data
 from adadfq_lab.errors import UserError
-from adadfq_lab.teachers import load_teacher, normalize
+from adadfq_lab.teacher.teacher import normalize
+from adadfq_lab.teacher.teacher_files import load_teacher
 
 COLOURS = {"blue": (10, 20, 240), "green": (20, 230, 10), "red": (250, 0, 30)}
 
@@ -236,8 +237,9 @@ def test_a_run_at_the_size_of_imagenet_goes_through(tmp_path, capsys):
     from adadfq_lab.estimates import estimate
     from adadfq_lab.recipes import recipe, shortened
     from adadfq_lab.runs import run
-    from adadfq_lab.teachers import Teacher, TeacherInfo, save_teacher
-    from adadfq_lab.zoo import build_network
+    from adadfq_lab.teacher.networks import build_network
+    from adadfq_lab.teacher.teacher import Teacher, TeacherInfo
+    from adadfq_lab.teacher.teacher_files import save_teacher
 
     torch.manual_seed(0)
     classes = tuple(f"n{i:08d}" for i in range(20))

@@ -39,7 +39,7 @@ from adadfq_lab.layers import QuantConv2d
 from adadfq_lab.quantizer import quant_range
 from adadfq_lab.runs import observe_noise
 from adadfq_lab.student import Student, quantize
-from adadfq_lab.teachers import load_teacher
+from adadfq_lab.teacher.teacher_files import load_teacher
 
 SHAPE = (CHANNELS, SIDE, SIDE)
 WITH_INTEGERS = [kind for kind in ODD if kind not in (NormWithoutMemory,)]

@@ -19,7 +19,7 @@ from adadfq_lab.packing import ideal_bytes, pack, pack_bits, unpack, unpack_bits
 from adadfq_lab.quantizer import quant_range
 from adadfq_lab.runs import observe_noise
 from adadfq_lab.student import Student, quantize
-from adadfq_lab.teachers import load_teacher
+from adadfq_lab.teacher.teacher_files import load_teacher
 
 
 def student(bits: str = "3w4a", kind: type = ResidualAdd, **options: bool) -> Student:

@@ -12,7 +12,7 @@ from adadfq_lab.fidelity import FIDELITY
 from adadfq_lab.methods import Round, qimera
 from adadfq_lab.methods.qimera import superposition
 from adadfq_lab.qimera_generator import MixedBatchNorm2d, SuperposedEmbedding, SuperposedGenerator, last_layer
-from adadfq_lab.teachers import Teacher
+from adadfq_lab.teacher.teacher import Teacher
 
 
 def draws(method, n, classes, count, latent=6):

@@ -17,8 +17,8 @@ from adadfq_lab.methods import METHODS, Method, Round, Terms, adadfq, arc_ait
 from adadfq_lab.recipes import TEACHERS, override, recipe, resolve, shortened
 from adadfq_lab.records import read_records
 from adadfq_lab.runs import RunConfig, build_game, read_config, run
-from adadfq_lab.teachers import load_teacher
-from adadfq_lab.zoo import ZOO
+from adadfq_lab.teacher.teacher_files import load_teacher
+from adadfq_lab.teacher.zoo import ZOO
 
 CELLS = [f"{network}-{bits}" for network in TEACHERS for bits in ("3w3a", "4w4a", "5w5a")]
 
@@ -243,7 +243,7 @@ def test_a_recipe_whose_teacher_cannot_be_had_is_one_line(here, capsys, monkeypa
     def no_network(url: str) -> bytes:
         raise OSError("no network")
 
-    monkeypatch.setattr("adadfq_lab.zoo.fetch", no_network)
+    monkeypatch.setattr("adadfq_lab.teacher.zoo.fetch", no_network)
     monkeypatch.setenv("XDG_CACHE_HOME", str(here / "cache"))
     with pytest.raises(SystemExit) as caught:
         cli.main(["train", "imagenet-resnet18-3w3a"])

@@ -27,7 +27,7 @@ from adadfq_lab.run_folders import last_checkpoint
 from adadfq_lab.runs import Result, RunConfig, build_student, observe_noise, run
 from adadfq_lab.schedule import Schedule
 from adadfq_lab.student_files import load_student
-from adadfq_lab.teachers import load_teacher
+from adadfq_lab.teacher.teacher_files import load_teacher
 
 ROUNDS, IMAGES = OBSERVE + 2, 150
 KEYS = {"teacher", "plain", "calibrated", "student", "images", "rounds", "seconds", "seed", "run"}

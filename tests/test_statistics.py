@@ -10,9 +10,9 @@ from torch.autograd import gradcheck
 
 from adadfq_lab.equations import BatchStatistics, loss_bns
 from adadfq_lab.errors import UserError
-from adadfq_lab.networks import resnet8, resnet20
-from adadfq_lab.statistics import MomentsBatchNorm, WithStatistics
-from adadfq_lab.teachers import Teacher, TeacherInfo
+from adadfq_lab.teacher.networks import resnet8, resnet20
+from adadfq_lab.teacher.statistics import MomentsBatchNorm, WithStatistics
+from adadfq_lab.teacher.teacher import Teacher, TeacherInfo
 
 
 class EveryDimension(nn.Module):

@@ -30,10 +30,11 @@ from torch import Tensor, nn
 
 from adadfq_lab.errors import UserError
 from adadfq_lab.layers import QuantConv2d, QuantLayer, QuantLinear
-from adadfq_lab.networks import resnet8, resnet20
 from adadfq_lab.quantizer import BitWidths, QuantActivation
-from adadfq_lab.student import Student, quantize, traced
-from adadfq_lab.teachers import Teacher, TeacherInfo
+from adadfq_lab.student import Student, quantize
+from adadfq_lab.teacher.networks import resnet8, resnet20
+from adadfq_lab.teacher.teacher import Teacher, TeacherInfo
+from adadfq_lab.teacher.tracing import traced
 
 FINE = 44  # bits at which a grid is as good as float64: a student of that many bits must be its teacher
 

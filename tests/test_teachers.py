@@ -16,9 +16,10 @@ from adadfq_lab.data.image_sets import CLASSES, ImageSet
 from adadfq_lab.data.loading import DEBIAN_FASHION, load_data
 from adadfq_lab.errors import UserError
 from adadfq_lab.machine.files import load_tensors, save_tensors
-from adadfq_lab.networks import resnet8, resnet20
 from adadfq_lab.student import quantize
-from adadfq_lab.teachers import SHIPPED, Teacher, TeacherInfo, load_teacher, save_teacher, wrap_teacher
+from adadfq_lab.teacher.networks import resnet8, resnet20
+from adadfq_lab.teacher.teacher import Teacher, TeacherInfo, wrap_teacher
+from adadfq_lab.teacher.teacher_files import SHIPPED, load_teacher, save_teacher
 
 INFO = TeacherInfo("tiny", "resnet8", "made", ("a", "b", "c"), (1, 8, 8), (0.25,), (0.5,), 93.5, "4 images", 7, "--seed 7")
 TEACHERS = ["fashion_mnist_resnet20", "cifar10_resnet20"]

@@ -11,10 +11,10 @@ from adadfq_lab.data.accuracy import accuracy
 from adadfq_lab.data.image_sets import CIFAR10_CLASSES, ImageSet
 from adadfq_lab.data.loading import load_data
 from adadfq_lab.layers import QuantConv2d
-from adadfq_lab.networks import resnet20
-from adadfq_lab.statistics import WithStatistics
 from adadfq_lab.student import quantize
-from adadfq_lab.teachers import Teacher, TeacherInfo
+from adadfq_lab.teacher.networks import resnet20
+from adadfq_lab.teacher.statistics import WithStatistics
+from adadfq_lab.teacher.teacher import Teacher, TeacherInfo
 
 FOLDER = Path(os.environ.get("ADADFQ_DATA", "nowhere"))
 WEIGHTS = FOLDER / "third_party_resnet20_cifar10.pt"

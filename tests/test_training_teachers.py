@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from adadfq_lab import training_teachers
 from adadfq_lab.errors import UserError
 from adadfq_lab.machine.files import load_tensors, save_tensors
-from adadfq_lab.networks import resnet8
-from adadfq_lab.teachers import Teacher, load_teacher
-from adadfq_lab.training_teachers import TeacherConfig, augment, learning_rate, train_teacher
+from adadfq_lab.teacher import training as training_teachers
+from adadfq_lab.teacher.networks import resnet8
+from adadfq_lab.teacher.teacher import Teacher
+from adadfq_lab.teacher.teacher_files import load_teacher
+from adadfq_lab.teacher.training import TeacherConfig, augment, learning_rate, train_teacher
 
 CONFIG = TeacherConfig(data="fashion_mnist", network="resnet8", epochs=4, small_epochs=2, batch=32, lr=0.1, seed=3)
 

@@ -18,7 +18,8 @@ from adadfq_lab.export import Exported, export_onnx, sidecar
 from adadfq_lab.packing import pack
 from adadfq_lab.runs import observe_noise
 from adadfq_lab.student import Student, quantize
-from adadfq_lab.teachers import Teacher, load_teacher, wrap_teacher
+from adadfq_lab.teacher.teacher import Teacher, wrap_teacher
+from adadfq_lab.teacher.teacher_files import load_teacher
 from adadfq_lab.verification import float_network, verify
 
 onnx = pytest.importorskip("onnx")

@@ -15,13 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision import models
 
-from adadfq_lab import zoo
 from adadfq_lab.cli import main
 from adadfq_lab.data.image_sets import CLASSES
 from adadfq_lab.errors import UserError
 from adadfq_lab.student import quantize
-from adadfq_lab.teachers import load_teacher, save_teacher
-from adadfq_lab.zoo import ZOO, Entry, build_network
+from adadfq_lab.teacher import zoo
+from adadfq_lab.teacher.networks import build_network
+from adadfq_lab.teacher.teacher_files import load_teacher, save_teacher
+from adadfq_lab.teacher.zoo import ZOO, Entry
 
 PYTORCHCV = [name for name in ZOO if name.startswith("pytorchcv:")]
 TORCHVISION = [name for name in ZOO if name.startswith("torchvision:")]

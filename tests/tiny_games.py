@@ -12,11 +12,12 @@ from torch import Tensor
 
 from adadfq_lab.game import Game
 from adadfq_lab.methods import Method, Round, Terms, adadfq
-from adadfq_lab.networks import resnet8
 from adadfq_lab.schedule import Schedule
-from adadfq_lab.statistics import WithStatistics
 from adadfq_lab.student import quantize
-from adadfq_lab.teachers import Teacher, TeacherInfo, load_teacher, save_teacher
+from adadfq_lab.teacher.networks import resnet8
+from adadfq_lab.teacher.statistics import WithStatistics
+from adadfq_lab.teacher.teacher import Teacher, TeacherInfo
+from adadfq_lab.teacher.teacher_files import load_teacher, save_teacher
 
 CLASSES, SHAPE, BATCH = 5, (2, 8, 8), 4
 WARMUP, OBSERVE = 2, 4

@@ -13,8 +13,9 @@ from adadfq_lab.commands import RUNS, Changes, Json, say
 from adadfq_lab.errors import UserError
 from adadfq_lab.runs import RunConfig
 from adadfq_lab.student import Student
-from adadfq_lab.teachers import Teacher, load_teacher
-from adadfq_lab.training_teachers import TeacherConfig
+from adadfq_lab.teacher.teacher import Teacher
+from adadfq_lab.teacher.teacher_files import load_teacher
+from adadfq_lab.teacher.training import TeacherConfig
 
 
 def demo(seed: int = 0, rounds: int = 1200, bits: str = "3w3a", name: str = "", json: Json = False) -> None:
@@ -202,7 +203,7 @@ def train_teacher(config: TeacherConfig, output: Path, json: Json = False) -> No
     Args:
         output: Where to write it, ending in .safetensors.
     """
-    from adadfq_lab.training_teachers import train_teacher as train_it
+    from adadfq_lab.teacher.training import train_teacher as train_it
 
     if output.suffix != ".safetensors" or not output.parent.is_dir():
         raise UserError(f"{output} must end in .safetensors and lie in a folder that exists")

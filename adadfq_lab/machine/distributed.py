@@ -33,7 +33,6 @@ from torch.autograd.function import once_differentiable
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from adadfq_lab.equations import BatchStatistics
 from adadfq_lab.errors import UserError
 from adadfq_lab.machine.files import write_atomically
 
@@ -182,23 +181,6 @@ def gather(part: Tensor) -> Tensor:
     """
     whole: Tensor = part if parts() == 1 else _Gather.apply(part)
     return whole
-
-
-def merged(statistics: list[BatchStatistics]) -> list[BatchStatistics]:
-    """The moments of the whole batch from those of its parts, all layers in one message.
-
-    mean = <mean_r>, var = <var_r + (mean_r - mean)^2>, where < > is the mean over parts r of equal size.
-    """
-    if parts() == 1:
-        return statistics
-    means, variances = gather(
-        torch.stack([torch.cat([s.mean for s in statistics]), torch.cat([s.var for s in statistics])])[None]
-    ).unbind(1)
-    mean = means.mean(0)
-    var = (variances + (means - mean).square()).mean(0)
-    widths = [len(s.mean) for s in statistics]
-    layers = zip(mean.split(widths), var.split(widths), statistics, strict=True)
-    return [s._replace(mean=m, var=v) for m, v, s in layers]
 
 
 def extremes(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from adadfq_lab.fidelity import Fidelity
 from adadfq_lab.generators import Generator
 from adadfq_lab.methods.gdfq import generator_loss, student_loss
 from adadfq_lab.methods.method import Method
-from adadfq_lab.teachers import Teacher
+from adadfq_lab.teacher.teacher import Teacher
 
 
 def arc(cells: str | None = None) -> Method:

@@ -15,11 +15,11 @@ from torch.nn.functional import cosine_similarity, cross_entropy, softmax
 
 from adadfq_lab.equations import Terms, distillation, loss_bns
 from adadfq_lab.errors import UserError
-from adadfq_lab.features import pooled_features
 from adadfq_lab.fidelity import Fidelity
 from adadfq_lab.image_bank import CROP, ImageBank
 from adadfq_lab.methods.method import Method, Rates, Round
-from adadfq_lab.teachers import Teacher
+from adadfq_lab.teacher.features import pooled_features
+from adadfq_lab.teacher.teacher import Teacher
 
 
 def soft_inception(logits: Tensor, labels: Tensor, target: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from adadfq_lab.fidelity import Fidelity
 from adadfq_lab.generators import Generator, conditional_generator
 from adadfq_lab.machine.optimizers import SGD
 from adadfq_lab.student import Student
-from adadfq_lab.teachers import Teacher
+from adadfq_lab.teacher.teacher import Teacher
 
 
 @dataclass

@@ -18,7 +18,7 @@ from adadfq_lab.generators import Generator
 from adadfq_lab.methods.gdfq import generator_loss, student_loss
 from adadfq_lab.methods.method import Method, noise_and_label
 from adadfq_lab.qimera_generator import SuperposedGenerator, last_layer
-from adadfq_lab.teachers import Teacher
+from adadfq_lab.teacher.teacher import Teacher
 
 
 def superposition(random: torch.Generator, n: int, latent: int, classes: int, K: int) -> tuple[Tensor, Tensor]:

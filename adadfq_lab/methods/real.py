@@ -15,7 +15,7 @@ from adadfq_lab.fidelity import Fidelity
 from adadfq_lab.generators import Generator
 from adadfq_lab.methods.adadfq import adadfq
 from adadfq_lab.methods.method import Method, Round
-from adadfq_lab.teachers import Teacher
+from adadfq_lab.teacher.teacher import Teacher
 
 SHIFT = 4
 """Pixels by which an image moves at most, in each direction."""

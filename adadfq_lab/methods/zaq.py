@@ -11,11 +11,11 @@ paper has it, or what two self-attentions make of the features, as the code does
 from torch.nn.functional import l1_loss
 
 from adadfq_lab.equations import Terms
-from adadfq_lab.features import attention_gap, relation_gap
 from adadfq_lab.fidelity import Fidelity
 from adadfq_lab.generators import Generator, LatentGenerator
 from adadfq_lab.methods.method import Method, Rates, Round, plain_momentum
-from adadfq_lab.teachers import Teacher
+from adadfq_lab.teacher.features import attention_gap, relation_gap
+from adadfq_lab.teacher.teacher import Teacher
 
 
 def generator_of(teacher: Teacher, fidelity: Fidelity) -> Generator:

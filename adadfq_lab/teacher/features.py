@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from adadfq_lab.errors import UserError
-from adadfq_lab.student import relu_sites, traced
-from adadfq_lab.teachers import Teacher
+from adadfq_lab.teacher.teacher import Teacher
+from adadfq_lab.teacher.tracing import relu_sites, traced
 
 Maps = tuple[Tensor, ...]
 """Features after each stage, `(N, C_l, H_l, W_l)`."""

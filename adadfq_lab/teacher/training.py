@@ -24,8 +24,9 @@ from adadfq_lab.errors import UserError
 from adadfq_lab.machine.devices import computes_bfloat16
 from adadfq_lab.machine.fields import check_rates, check_whole
 from adadfq_lab.machine.files import load_tensors, save_tensors
-from adadfq_lab.networks import NETWORKS
-from adadfq_lab.teachers import Teacher, TeacherInfo, load_teacher, normalize, save_teacher
+from adadfq_lab.teacher.networks import NETWORKS
+from adadfq_lab.teacher.teacher import Teacher, TeacherInfo, normalize
+from adadfq_lab.teacher.teacher_files import load_teacher, save_teacher
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from torch.autograd.function import once_differentiable
 
 from adadfq_lab.equations import BatchStatistics
 from adadfq_lab.errors import UserError
-from adadfq_lab.features import with_features
-from adadfq_lab.machine.distributed import merged
-from adadfq_lab.student import traced
-from adadfq_lab.teachers import Teacher
+from adadfq_lab.machine.distributed import gather, parts
+from adadfq_lab.teacher.features import with_features
+from adadfq_lab.teacher.teacher import Teacher
+from adadfq_lab.teacher.tracing import traced
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -115,3 +115,20 @@ class WithStatistics(nn.Module):
         for norm in self._norms:
             norm.moments = None
         return logits, merged(statistics), features
+
+
+def merged(statistics: list[BatchStatistics]) -> list[BatchStatistics]:
+    """The moments of the whole batch from those of its parts, all layers in one message.
+
+    mean = <mean_r>, var = <var_r + (mean_r - mean)^2>, where < > is the mean over parts r of equal size.
+    """
+    if parts() == 1:
+        return statistics
+    means, variances = gather(
+        torch.stack([torch.cat([s.mean for s in statistics]), torch.cat([s.var for s in statistics])])[None]
+    ).unbind(1)
+    mean = means.mean(0)
+    var = (variances + (means - mean).square()).mean(0)
+    widths = [len(s.mean) for s in statistics]
+    layers = zip(mean.split(widths), var.split(widths), statistics, strict=True)
+    return [s._replace(mean=m, var=v) for m, v, s in layers]

@@ -39,8 +39,8 @@ from adadfq_lab.data.image_sets import CLASSES, imagenet_classes
 from adadfq_lab.data.locations import cache_folder
 from adadfq_lab.errors import UserError
 from adadfq_lab.machine.files import digest, write_atomically
-from adadfq_lab.networks import NETWORKS
-from adadfq_lab.teachers import Teacher, TeacherInfo
+from adadfq_lab.teacher.networks import build_network
+from adadfq_lab.teacher.teacher import Teacher, TeacherInfo
 
 # Mean and standard deviation the sources trained with. pytorchcv uses CIFAR-10's mean for CIFAR-100 too, and deviations that
 # are averages of each image's own.
@@ -173,48 +173,6 @@ def load_zoo_teacher(name: str) -> Teacher:
     facts.pop("sha256")
     sha256 = digest(network.state_dict(), json.dumps({"kind": "teacher", **facts}, sort_keys=True))
     return Teacher(network, dataclasses.replace(info, sha256=sha256))
-
-
-def build_network(name: str, classes: int, channels: int = 3) -> nn.Module:
-    """An untrained network: one of NETWORKS, `resnet50_v1`, `mobilenet_v2_full`, or a classification network of torchvision.
-
-    Raises UserError for any other name, and where a network for RGB images is asked for another number of channels.
-    """
-    if name in NETWORKS:
-        return NETWORKS[name](classes=classes, channels=channels)
-    from torchvision import models
-
-    make = {"resnet50_v1": _resnet50_v1, "mobilenet_v2_full": _mobilenet_v2_full}.get(name)
-    if make is None and name not in models.list_models(models):
-        raise UserError(
-            f"network {name!r} is neither one of {', '.join(NETWORKS)}, resnet50_v1, mobilenet_v2_full nor one of torchvision's"
-        )
-    if channels != 3:
-        raise UserError(f"network {name} takes images of 3 channels, not {channels}")
-    network: nn.Module = make(classes) if make else models.get_model(name, num_classes=classes)
-    return network
-
-
-def _resnet50_v1(classes: int) -> nn.Module:
-    from torchvision import models
-
-    resnet = models.resnet50(num_classes=classes)
-    for stage in (resnet.layer2, resnet.layer3, resnet.layer4):
-        stage[0].conv1.stride, stage[0].conv2.stride = (2, 2), (1, 1)
-    network: nn.Module = resnet
-    return network
-
-
-def _mobilenet_v2_full(classes: int) -> nn.Module:
-    from torchvision import models, ops
-
-    mobilenet = models.mobilenet_v2(num_classes=classes)
-    expand = ops.Conv2dNormActivation(32, 32, kernel_size=1, activation_layer=nn.ReLU6)
-    mobilenet.features[1].conv = nn.Sequential(expand, *mobilenet.features[1].conv)
-    # A 1x1 convolution of the pooled map, as pytorchcv writes it, is a linear layer.
-    mobilenet.classifier = nn.Linear(1280, classes, bias=False)
-    network: nn.Module = mobilenet
-    return network
 
 
 def _renamed(state: Mapping[str, Tensor], network: nn.Module, layers: Mapping[str, str]) -> dict[str, Tensor]:

@@ -4,20 +4,13 @@ A teacher is its network plus the facts without which its logits mean nothing: c
 accuracy, and the sha256 of its weights.
 """
 
-import dataclasses
-import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from adadfq_lab.data.locations import stub_path
-from adadfq_lab.errors import UserError, first_line
-from adadfq_lab.machine.fields import build
-from adadfq_lab.machine.files import digest, load_tensors, save_tensors
-
-SHIPPED = ("fashion_mnist_resnet20", "cifar10_resnet20")
+from adadfq_lab.errors import UserError
+from adadfq_lab.machine.files import digest
 
 
 @dataclass(frozen=True)
@@ -121,40 +114,3 @@ def wrap_teacher(
         sha256=digest({k: v.cpu().contiguous() for k, v in network.state_dict().items()}, name),
     )
     return Teacher(network, info)
-
-
-def save_teacher(teacher: Teacher, path: Path) -> str:
-    """Writes the weights and facts of `teacher` as safetensors; returns their sha256."""
-    info = dataclasses.asdict(teacher.info)
-    info.pop("sha256")
-    return save_tensors(path, teacher.network.state_dict(), {"kind": "teacher", **info})
-
-
-def load_teacher(name: str) -> Teacher:
-    """The teacher called `name`: a shipped one (see SHIPPED), a file that `adadfq train-teacher` wrote, or one to download
-    (`pytorchcv:resnet18`, `torchvision:mobilenet_v2`; see `adadfq_lab.zoo`).
-
-    Raises UserError where the file is missing, damaged, or does not fit its network.
-    """
-    from adadfq_lab.zoo import ZOO, build_network, load_zoo_teacher  # which makes teachers, as this module does
-
-    path = stub_path(f"{name}.safetensors") if name in SHIPPED else Path(name)
-    if not path.exists():
-        if ":" in name:
-            return load_zoo_teacher(name)
-        if os.sep in name:
-            raise UserError(f"there is no file or folder {name}")
-        raise UserError(
-            f"no teacher {name!r}; shipped are {', '.join(SHIPPED)}, to download {', '.join(ZOO)}, "
-            "or give a file of adadfq train-teacher"
-        )
-    tensors, meta, sha256 = load_tensors(path)
-    if meta.pop("kind", None) != "teacher":
-        raise UserError(f"{path} holds no teacher")
-    try:
-        info = build(TeacherInfo, meta | {"sha256": sha256})
-        network = build_network(info.network, len(info.classes), info.input_shape[0])
-        network.load_state_dict(tensors)
-        return Teacher(network, info)
-    except (TypeError, KeyError, RuntimeError, UserError) as error:
-        raise UserError(f"{path} does not fit its network: {first_line(error)}") from None
