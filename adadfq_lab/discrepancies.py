@@ -24,7 +24,7 @@ from adadfq_lab.fidelity import CHOICES, FIDELITY, Choice, Fidelity, fidelity_ta
 from adadfq_lab.game import Game
 from adadfq_lab.machine.files import write_atomically
 from adadfq_lab.methods import adadfq
-from adadfq_lab.student import quantize
+from adadfq_lab.student.quantize import quantize
 from adadfq_lab.teacher.teacher_files import load_teacher
 
 ROOT = Path(__file__).parents[1]

@@ -12,7 +12,7 @@
     13    what Q minimises                       student_objective; as released: student_entropy_loss
 
 Eq. (5), the equilibrium, and Eq. (14) to (17), the bounds on Q's error, are in `adadfq_lab.theory`; Eq. (18), the quantizer,
-in `adadfq_lab.quantizer`.
+in `adadfq_lab.student.quantizer`.
 
 z_p and z_q are the logits of teacher P and student Q on the same images, shape (N, C) or, for one image, (C,); y the class
 asked of the generator G, (N,) int64. Entropies are in nats. Nothing is detached here: whoever moves one player detaches the

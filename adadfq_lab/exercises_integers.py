@@ -6,7 +6,7 @@ from torch import Tensor
 
 from adadfq_lab import packing
 from adadfq_lab.grading import Case, Exercise, Mistake
-from adadfq_lab.quantizer import quant_range
+from adadfq_lab.student.quantizer import quant_range
 
 EPS = 1e-5  # what nn.BatchNorm2d adds to a variance
 

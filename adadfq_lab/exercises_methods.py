@@ -12,7 +12,7 @@ from torch import Tensor
 from adadfq_lab.equations import BatchStatistics, Bounds, Terms, loss_bns
 from adadfq_lab.fidelity import fidelity
 from adadfq_lab.grading import Case, Exercise, Mistake
-from adadfq_lab.methods import Round
+from adadfq_lab.methods.method import Round
 
 TAU = 1.0
 """The disagreement, in logits squared, that the ninth method's generator asks of every image."""

@@ -24,8 +24,8 @@ from adadfq_lab.onnx_graph import OnnxGraph
 from adadfq_lab.onnx_layers import IMAGES, LOGITS, Form, write_operations
 from adadfq_lab.operations import Operation, operations
 from adadfq_lab.packing import pack
-from adadfq_lab.student import Student
-from adadfq_lab.student_files import save_student
+from adadfq_lab.student.student import Student
+from adadfq_lab.student.student_files import save_student
 from adadfq_lab.teacher.teacher import Teacher
 
 FORMAT = "adadfq onnx 1"

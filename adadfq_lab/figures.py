@@ -16,10 +16,11 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 from torch import Tensor
 
-from adadfq_lab import quantizer, style
+from adadfq_lab import style
 from adadfq_lab.data.accuracy import Accuracy
 from adadfq_lab.equations import Bounds
 from adadfq_lab.history import History, Record, Recorder, thin
+from adadfq_lab.student import quantizer
 
 Numbers = Tensor | ArrayLike
 Floats = NDArray[np.float64]

@@ -26,7 +26,7 @@ from adadfq_lab.integer_layers import integers
 from adadfq_lab.machine.files import renewed, write_atomically
 from adadfq_lab.packing import pack
 from adadfq_lab.recordings import TEACHER, load_population, load_recording
-from adadfq_lab.student import quantize
+from adadfq_lab.student.quantize import quantize
 from adadfq_lab.style import BLUE, GREEN, GREY, ORANGE, PLAYER, PLAYER_DASH, PURPLE, TEXT, VERMILLION
 from adadfq_lab.svg import Bars, Line, Panel, Rule, chart, montage
 from adadfq_lab.tables import PAPER, difference, read_rows, shipped_results, summaries

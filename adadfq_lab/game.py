@@ -34,10 +34,10 @@ from adadfq_lab.machine import distributed
 from adadfq_lab.machine.devices import Precision, to_device
 from adadfq_lab.machine.memory import keep_freed_memory
 from adadfq_lab.machine.optimizers import Adam, backward
-from adadfq_lab.methods import Method, Rates, Round
-from adadfq_lab.ranges import fit_ranges
+from adadfq_lab.methods.method import Method, Rates, Round
 from adadfq_lab.schedule import Schedule
-from adadfq_lab.student import Student
+from adadfq_lab.student.range_fitting import fit_ranges
+from adadfq_lab.student.student import Student
 from adadfq_lab.teacher.features import stages, with_features
 from adadfq_lab.teacher.statistics import WithStatistics
 from adadfq_lab.teacher.teacher import Teacher

@@ -27,11 +27,12 @@ from adadfq_lab.equations import loss_bns
 from adadfq_lab.fidelity import fidelity
 from adadfq_lab.game import Game
 from adadfq_lab.history import Recorder
-from adadfq_lab.methods import Method, Round, gdfq
+from adadfq_lab.methods import gdfq
+from adadfq_lab.methods.method import Method, Round
 from adadfq_lab.probing import probe
 from adadfq_lab.recordings import TEACHER, Recording, sample_images, save_recording
 from adadfq_lab.schedule import Schedule
-from adadfq_lab.student import quantize
+from adadfq_lab.student.quantize import quantize
 from adadfq_lab.teacher.teacher_files import load_teacher
 
 ROUNDS, EVERY = 1200, 6

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from adadfq_lab.errors import UserError
-from adadfq_lab.layers import QuantConv2d, QuantLayer
-from adadfq_lab.quantizer import QuantActivation, codes, quant_range
-from adadfq_lab.student import Student, grid_source
+from adadfq_lab.student.layers import QuantConv2d, QuantLayer
+from adadfq_lab.student.quantizer import QuantActivation, codes, quant_range
+from adadfq_lab.student.student import Student, grid_source
 
 LARGEST_INPUT = 255  # q_x - zero_point_x never exceeds it, at 8 bits
 

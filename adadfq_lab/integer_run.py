@@ -19,9 +19,9 @@ from torch import Tensor
 
 from adadfq_lab.errors import UserError
 from adadfq_lab.integer_layers import IntegerLayer, Integers, integers, on_cpu
-from adadfq_lab.layers import QuantConv2d
 from adadfq_lab.operations import Operation, forward_values, operations
-from adadfq_lab.student import Student
+from adadfq_lab.student.layers import QuantConv2d
+from adadfq_lab.student.student import Student
 
 TIE = 1e-3  # of a step: how near to k + 1/2 a value must lie for float rounding to decide its code
 

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from adadfq_lab.errors import UserError
 from adadfq_lab.machine.optimizers import SGD
-from adadfq_lab.quantizer import codes, weight_qparams
-from adadfq_lab.student import Student
+from adadfq_lab.student.quantizer import codes, weight_qparams
+from adadfq_lab.student.student import Student
 
 UNCAPPED = 2.0**40
 """The largest multiplier where there is no cap: a step of 1e-12 of the range is made as long as the range."""

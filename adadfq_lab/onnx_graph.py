@@ -20,10 +20,10 @@ import numpy.typing as npt
 from torch import nn
 
 from adadfq_lab.integer_layers import Grid, Integers
-from adadfq_lab.layers import QuantConv2d
 from adadfq_lab.operations import Operation
-from adadfq_lab.quantizer import quant_range
-from adadfq_lab.student import Student
+from adadfq_lab.student.layers import QuantConv2d
+from adadfq_lab.student.quantizer import quant_range
+from adadfq_lab.student.student import Student
 
 if TYPE_CHECKING:
     import onnx

@@ -25,10 +25,10 @@ import numpy as np
 import torch
 
 from adadfq_lab.integer_layers import IntegerLayer
-from adadfq_lab.layers import QuantConv2d
 from adadfq_lab.onnx_graph import MIDDLE, WRITERS, Bounds, OnnxGraph, Value, byte_of, padded, saturates
 from adadfq_lab.onnx_qdq import Ranges, on_eight_bits, qdq_convolution
 from adadfq_lab.operations import Operation, users_of
+from adadfq_lab.student.layers import QuantConv2d
 
 Form = Literal["exact", "qcdq"]
 IMAGES, LOGITS = "images", "logits"

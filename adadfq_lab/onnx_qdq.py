@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from adadfq_lab.integer_layers import Grid, IntegerLayer
-from adadfq_lab.layers import QuantConv2d
 from adadfq_lab.onnx_graph import LARGEST_PAIR, MIDDLE, Bounds, OnnxGraph, Value, padded, saturates
 from adadfq_lab.operations import Operation, forward_values
-from adadfq_lab.student import Student
+from adadfq_lab.student.layers import QuantConv2d
+from adadfq_lab.student.student import Student
 
 DEVIATIONS = 6  # of a batch norm's output, taken as its range
 

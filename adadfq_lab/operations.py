@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from adadfq_lab.errors import UserError, first_line
-from adadfq_lab.layers import QuantConv2d, QuantLinear
-from adadfq_lab.quantizer import QuantActivation
-from adadfq_lab.student import Student
+from adadfq_lab.student.layers import QuantConv2d, QuantLinear
+from adadfq_lab.student.quantizer import QuantActivation
+from adadfq_lab.student.student import Student
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,8 @@ from adadfq_lab.machine.files import write_atomically
 from adadfq_lab.methods import make_method
 from adadfq_lab.probing import probe
 from adadfq_lab.schedule import Schedule
-from adadfq_lab.student import Student, quantize
+from adadfq_lab.student.quantize import quantize
+from adadfq_lab.student.student import Student
 from adadfq_lab.teacher.teacher_files import load_teacher
 
 TEACHER = "fashion_mnist_resnet20"

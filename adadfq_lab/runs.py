@@ -43,12 +43,13 @@ from adadfq_lab.machine.files import write_atomically
 from adadfq_lab.machine.interrupts import interrupts_wait
 from adadfq_lab.machine.memory import out_of_memory
 from adadfq_lab.methods import make_method
-from adadfq_lab.quantizer import BitWidths
 from adadfq_lab.records import RecordLog
 from adadfq_lab.run_folders import checkpoints, full_disk, resumed, save_checkpoint
 from adadfq_lab.schedule import Schedule
-from adadfq_lab.student import Student, quantize
-from adadfq_lab.student_files import save_student
+from adadfq_lab.student.quantize import quantize
+from adadfq_lab.student.quantizer import BitWidths
+from adadfq_lab.student.student import Student
+from adadfq_lab.student.student_files import save_student
 from adadfq_lab.teacher.teacher import Teacher
 from adadfq_lab.teacher.teacher_files import load_teacher
 

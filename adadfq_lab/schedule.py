@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from adadfq_lab.errors import UserError
 from adadfq_lab.machine.fields import check_rates
-from adadfq_lab.methods import Method, Rates
+from adadfq_lab.methods.method import Method, Rates
 
 SETTLED = 10
 """Rounds at the end of a bank's warm-up in which its images hardly change any more."""

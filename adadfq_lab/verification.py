@@ -29,14 +29,14 @@ from adadfq_lab.data.loading import load_data
 from adadfq_lab.errors import UserError
 from adadfq_lab.export import FORMAT, sidecar
 from adadfq_lab.integer_layers import integers, on_cpu
-from adadfq_lab.layers import QuantConv2d, QuantLayer
 from adadfq_lab.machine.environment import import_extra
 from adadfq_lab.machine.timing import cpu
 from adadfq_lab.packing import ideal_bytes, pack, unpack
-from adadfq_lab.quantizer import QuantActivation
 from adadfq_lab.runtimes import FLOAT_PRODUCTS, INTEGER_CONVS, INTEGER_PRODUCTS, Runtime, load
-from adadfq_lab.student import Student
-from adadfq_lab.student_files import rebuild_student
+from adadfq_lab.student.layers import QuantConv2d, QuantLayer
+from adadfq_lab.student.quantizer import QuantActivation
+from adadfq_lab.student.student import Student
+from adadfq_lab.student.student_files import rebuild_student
 from adadfq_lab.teacher.teacher import normalize
 
 LARGEST_IMAGE = 2**26  # numbers; a file that says more was tampered with

@@ -25,8 +25,8 @@ from adadfq_lab.equations import Bounds, adaptability, disagreement_entropy, hin
 from adadfq_lab.errors import UserError
 from adadfq_lab.history import Column, History
 from adadfq_lab.live import LiveRun
-from adadfq_lab.quantizer import codes, dequantize, qparams, quant_range
 from adadfq_lab.recordings import Population, Recording, load_population, load_recording
+from adadfq_lab.student.quantizer import codes, dequantize, qparams, quant_range
 from adadfq_lab.style import BLUE, BOUND_COLOUR, BOUND_DASH, GREEN, GREY, INSIDE, OKABE_ITO, PLAYER, PLAYER_DASH
 from adadfq_lab.svg import Bars, Line, Panel, Rule, chart
 from adadfq_lab.theory import decompose_bound

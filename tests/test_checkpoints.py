@@ -27,8 +27,8 @@ from adadfq_lab.game import Game
 from adadfq_lab.history import Record
 from adadfq_lab.machine.files import load_tensors, save_tensors
 from adadfq_lab.methods import METHODS, adadfq, adasg, arc, arc_ait, gdfq, intraq, qimera, zaq
-from adadfq_lab.student import quantize
-from adadfq_lab.student_files import load_student, rebuild_student, save_student
+from adadfq_lab.student.quantize import quantize
+from adadfq_lab.student.student_files import load_student, rebuild_student, save_student
 
 
 def one_line(caught: pytest.ExceptionInfo[UserError], path: Path) -> None:

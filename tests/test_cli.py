@@ -20,9 +20,11 @@ from tiny_games import OBSERVE, WARMUP, images_for, saved_teacher
 from adadfq_lab import cli
 from adadfq_lab.data.accuracy import accuracy
 from adadfq_lab.data.loading import load_data
+from adadfq_lab.equations import Terms
 from adadfq_lab.errors import UserError
 from adadfq_lab.fidelity import CHOICES
-from adadfq_lab.methods import METHODS, Round, Terms, adadfq, every_method
+from adadfq_lab.methods import METHODS, adadfq, every_method
+from adadfq_lab.methods.method import Round
 from adadfq_lab.records import read_records
 from adadfq_lab.teacher.teacher_files import load_teacher
 

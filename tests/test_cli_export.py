@@ -12,8 +12,8 @@ from tiny_games import saved_teacher
 
 from adadfq_lab import cli
 from adadfq_lab.runs import observe_noise
-from adadfq_lab.student import quantize
-from adadfq_lab.student_files import save_student
+from adadfq_lab.student.quantize import quantize
+from adadfq_lab.student.student_files import save_student
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")

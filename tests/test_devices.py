@@ -17,12 +17,13 @@ from adadfq_lab.errors import UserError
 from adadfq_lab.fidelity import FIDELITY
 from adadfq_lab.game import Game
 from adadfq_lab.generators import Generator, conditional_generator
-from adadfq_lab.layers import QuantLayer
 from adadfq_lab.machine.devices import pick_device
-from adadfq_lab.methods import BEYOND, METHODS, Round, adadfq, make_method
+from adadfq_lab.methods import BEYOND, METHODS, adadfq, make_method
+from adadfq_lab.methods.method import Round
 from adadfq_lab.runs import observe_noise
 from adadfq_lab.schedule import Schedule
-from adadfq_lab.student import quantize
+from adadfq_lab.student.layers import QuantLayer
+from adadfq_lab.student.quantize import quantize
 from adadfq_lab.teacher.features import stages, with_features
 from adadfq_lab.teacher.networks import build_network
 from adadfq_lab.teacher.statistics import WithStatistics

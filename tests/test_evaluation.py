@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from adadfq_lab.data.accuracy import Accuracy, accuracy, wilson
 from adadfq_lab.data.image_sets import ImageSet
-from adadfq_lab.student import quantize
+from adadfq_lab.student.quantize import quantize
 
 Z = 1.959963984540054
 

@@ -32,8 +32,9 @@ from adadfq_lab.integer_run import run_integer
 from adadfq_lab.packing import unpack
 from adadfq_lab.runs import observe_noise
 from adadfq_lab.runtimes import load
-from adadfq_lab.student import Student, quantize
-from adadfq_lab.student_files import load_student
+from adadfq_lab.student.quantize import quantize
+from adadfq_lab.student.student import Student
+from adadfq_lab.student.student_files import load_student
 from adadfq_lab.teacher.teacher_files import load_teacher
 
 onnx = pytest.importorskip("onnx")

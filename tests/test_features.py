@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from adadfq_lab.errors import UserError
 from adadfq_lab.methods import zaq
-from adadfq_lab.student import quantize
+from adadfq_lab.student.quantize import quantize
 from adadfq_lab.teacher.features import (
     attend,
     attention_gap,

@@ -21,7 +21,7 @@ from adadfq_lab.machine.files import load_tensors, save_tensors
 from adadfq_lab.records import RecordLog
 from adadfq_lab.runs import RunConfig, read_config
 from adadfq_lab.schedule import Schedule
-from adadfq_lab.student_files import load_student, rebuild_student, save_student
+from adadfq_lab.student.student_files import load_student, rebuild_student, save_student
 from adadfq_lab.teacher.teacher_files import load_teacher
 
 FORBIDDEN = {"pickle.find_class", "os.system", "os.exec", "os.posix_spawn", "subprocess.Popen", "socket.connect", "os.remove"}

@@ -31,9 +31,11 @@ from adadfq_lab.equations import Bounds
 from adadfq_lab.errors import UserError
 from adadfq_lab.game import Game, NonFiniteError
 from adadfq_lab.history import Record
-from adadfq_lab.methods import Method, Round, adadfq, adasg, arc, gdfq
+from adadfq_lab.methods import adadfq, adasg, arc, gdfq
+from adadfq_lab.methods.method import Method, Round
 from adadfq_lab.schedule import Schedule
-from adadfq_lab.student import Student, quantize
+from adadfq_lab.student.quantize import quantize
+from adadfq_lab.student.student import Student
 from adadfq_lab.teacher.teacher import Teacher, wrap_teacher
 
 METHODS = {"gdfq": gdfq, "arc": arc, "adasg": adasg, "adadfq": adadfq}

@@ -35,10 +35,11 @@ from adadfq_lab.data.loading import load_data
 from adadfq_lab.errors import UserError
 from adadfq_lab.integer_layers import Integers, integers
 from adadfq_lab.integer_run import compare_layers, convolve, run_integer, split_planes
-from adadfq_lab.layers import QuantConv2d
-from adadfq_lab.quantizer import quant_range
 from adadfq_lab.runs import observe_noise
-from adadfq_lab.student import Student, quantize
+from adadfq_lab.student.layers import QuantConv2d
+from adadfq_lab.student.quantize import quantize
+from adadfq_lab.student.quantizer import quant_range
+from adadfq_lab.student.student import Student
 from adadfq_lab.teacher.teacher_files import load_teacher
 
 SHAPE = (CHANNELS, SIDE, SIDE)

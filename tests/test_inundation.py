@@ -13,8 +13,9 @@ from adadfq_lab.fidelity import FIDELITY
 from adadfq_lab.inundation import RESOLUTION, GradientInundation, multipliers
 from adadfq_lab.methods import arc_ait
 from adadfq_lab.methods.method import nesterov
-from adadfq_lab.quantizer import codes, weight_qparams
-from adadfq_lab.student import Student, quantize
+from adadfq_lab.student.quantize import quantize
+from adadfq_lab.student.quantizer import codes, weight_qparams
+from adadfq_lab.student.student import Student
 
 SHARE = 0.01
 

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from networks_for_tests import randomize
 from torch import Tensor, nn
 
-from adadfq_lab.layers import QuantConv2d, QuantLinear, quantized_layer
-from adadfq_lab.quantizer import BitWidths, QuantActivation, codes, dequantize, quant_range
+from adadfq_lab.student.layers import QuantConv2d, QuantLinear, quantized_layer
+from adadfq_lab.student.quantizer import BitWidths, QuantActivation, codes, dequantize, quant_range
 
 SHAPES: list[dict[str, Any]] = [
     {},

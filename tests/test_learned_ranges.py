@@ -13,15 +13,15 @@ from adadfq_lab.fidelity import FIDELITY
 from adadfq_lab.game import Game
 from adadfq_lab.integer_layers import integers
 from adadfq_lab.integer_run import run_integer
-from adadfq_lab.lsq import learned_quantize
 from adadfq_lab.methods import BEYOND, adadfq_lsq, adadfq_plus, arc_ait, gdfq, make_method
 from adadfq_lab.methods.method import Rates
 from adadfq_lab.packing import pack, unpack
-from adadfq_lab.quantizer import QuantActivation, codes, dequantize, fake_quantize, quant_range, weight_qparams
-from adadfq_lab.ranges import fit_ranges
 from adadfq_lab.runs import RunConfig, build_game
-from adadfq_lab.student import quantize
-from adadfq_lab.student_files import load_student, quantization_json, save_student
+from adadfq_lab.student.learned_scales import learned_quantize
+from adadfq_lab.student.quantize import quantize
+from adadfq_lab.student.quantizer import QuantActivation, codes, dequantize, fake_quantize, quant_range, weight_qparams
+from adadfq_lab.student.range_fitting import fit_ranges
+from adadfq_lab.student.student_files import load_student, quantization_json, save_student
 
 RATES = {"student_lr": 1e-2}
 

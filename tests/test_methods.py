@@ -14,25 +14,12 @@ from tiny_games import OBSERVE, WARMUP, play, spy, tiny_game, tiny_teacher
 from torch import Tensor
 
 from adadfq_lab import equations
-from adadfq_lab.equations import BatchStatistics, Bounds, generator_objective, loss_balance, loss_bns
+from adadfq_lab.equations import BatchStatistics, Bounds, Terms, generator_objective, loss_balance, loss_bns
 from adadfq_lab.errors import UserError
 from adadfq_lab.fidelity import FIDELITY
 from adadfq_lab.game import Game
-from adadfq_lab.methods import (
-    METHODS,
-    Method,
-    Round,
-    Terms,
-    adadfq,
-    adasg,
-    arc,
-    arc_ait,
-    gdfq,
-    make_method,
-    qimera,
-    real,
-    register,
-)
+from adadfq_lab.methods import METHODS, adadfq, adasg, arc, arc_ait, gdfq, make_method, qimera, real, register
+from adadfq_lab.methods.method import Method, Round
 from adadfq_lab.runs import RunConfig, build_game
 
 N, C = 6, 7

@@ -16,9 +16,10 @@ from adadfq_lab.integer_layers import integers
 from adadfq_lab.integer_run import run_integer
 from adadfq_lab.machine.files import load_tensors, save_tensors
 from adadfq_lab.packing import ideal_bytes, pack, pack_bits, unpack, unpack_bits
-from adadfq_lab.quantizer import quant_range
 from adadfq_lab.runs import observe_noise
-from adadfq_lab.student import Student, quantize
+from adadfq_lab.student.quantize import quantize
+from adadfq_lab.student.quantizer import quant_range
+from adadfq_lab.student.student import Student
 from adadfq_lab.teacher.teacher_files import load_teacher
 
 

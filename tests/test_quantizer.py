@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 from torch import Tensor
 
 from adadfq_lab.errors import UserError
-from adadfq_lab.quantizer import (
+from adadfq_lab.student.quantizer import (
     BitWidths,
     QuantActivation,
     Range,

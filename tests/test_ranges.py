@@ -5,9 +5,9 @@ import torch
 from tiny_games import BATCH, SHAPE, WARMUP, changed, play, state, tiny_game, tiny_teacher, twin
 
 from adadfq_lab.methods import adadfq, adadfq_plus, make_method
-from adadfq_lab.quantizer import QuantActivation
-from adadfq_lab.ranges import FRACTIONS, fit_ranges, rounding_error
-from adadfq_lab.student import quantize
+from adadfq_lab.student.quantize import quantize
+from adadfq_lab.student.quantizer import QuantActivation
+from adadfq_lab.student.range_fitting import FRACTIONS, fit_ranges, rounding_error
 
 
 @pytest.mark.parametrize(("relu", "bits"), [("relu", 3), ("relu6", 4), ("none", 2), ("none", 8)])

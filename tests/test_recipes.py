@@ -10,10 +10,12 @@ import torch
 from tiny_games import SCHEDULE, images_for, saved_teacher
 
 from adadfq_lab import cli, recipes
+from adadfq_lab.equations import Terms
 from adadfq_lab.errors import UserError
 from adadfq_lab.estimates import Estimate, estimate, largest_that_fits
 from adadfq_lab.machine.timing import duration
-from adadfq_lab.methods import METHODS, Method, Round, Terms, adadfq, arc_ait
+from adadfq_lab.methods import METHODS, adadfq, arc_ait
+from adadfq_lab.methods.method import Method, Round
 from adadfq_lab.recipes import TEACHERS, override, recipe, resolve, shortened
 from adadfq_lab.records import read_records
 from adadfq_lab.runs import RunConfig, build_game, read_config, run
@@ -109,7 +111,7 @@ def test_temperature_is_the_students():
     """T = 5 and T = 20 weigh the same logits differently, as T^2 H(d / T) does."""
     from adadfq_lab.equations import Bounds, student_entropy_loss
     from adadfq_lab.fidelity import FIDELITY
-    from adadfq_lab.methods import Round
+    from adadfq_lab.methods.method import Round
 
     z_p, z_q = torch.randn(2, 4, 10, generator=torch.Generator().manual_seed(0)).unbind()
     r = Round(0, torch.zeros(4, 3, 8, 8), torch.arange(4), z_p, z_q, [], Bounds(), FIDELITY["released"])

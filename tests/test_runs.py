@@ -16,17 +16,19 @@ from tiny_games import OBSERVE, SCHEDULE, SHAPE, WARMUP, images_for, saved_teach
 
 from adadfq_lab.data.accuracy import Accuracy, accuracy
 from adadfq_lab.data.loading import load_data
+from adadfq_lab.equations import Terms
 from adadfq_lab.errors import UserError
 from adadfq_lab.game import Game
 from adadfq_lab.history import Record
 from adadfq_lab.machine.files import load_tensors
 from adadfq_lab.machine.interrupts import interrupts_wait
-from adadfq_lab.methods import METHODS, Round, Terms, adadfq
+from adadfq_lab.methods import METHODS, adadfq
+from adadfq_lab.methods.method import Round
 from adadfq_lab.records import read_records
 from adadfq_lab.run_folders import last_checkpoint
 from adadfq_lab.runs import Result, RunConfig, build_student, observe_noise, run
 from adadfq_lab.schedule import Schedule
-from adadfq_lab.student_files import load_student
+from adadfq_lab.student.student_files import load_student
 from adadfq_lab.teacher.teacher_files import load_teacher
 
 ROUNDS, IMAGES = OBSERVE + 2, 150

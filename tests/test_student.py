@@ -29,9 +29,10 @@ from networks_for_tests import (
 from torch import Tensor, nn
 
 from adadfq_lab.errors import UserError
-from adadfq_lab.layers import QuantConv2d, QuantLayer, QuantLinear
-from adadfq_lab.quantizer import BitWidths, QuantActivation
-from adadfq_lab.student import Student, quantize
+from adadfq_lab.student.layers import QuantConv2d, QuantLayer, QuantLinear
+from adadfq_lab.student.quantize import quantize
+from adadfq_lab.student.quantizer import BitWidths, QuantActivation
+from adadfq_lab.student.student import Student
 from adadfq_lab.teacher.networks import resnet8, resnet20
 from adadfq_lab.teacher.teacher import Teacher, TeacherInfo
 from adadfq_lab.teacher.tracing import traced

@@ -16,7 +16,7 @@ from adadfq_lab.data.image_sets import CLASSES, ImageSet
 from adadfq_lab.data.loading import DEBIAN_FASHION, load_data
 from adadfq_lab.errors import UserError
 from adadfq_lab.machine.files import load_tensors, save_tensors
-from adadfq_lab.student import quantize
+from adadfq_lab.student.quantize import quantize
 from adadfq_lab.teacher.networks import resnet8, resnet20
 from adadfq_lab.teacher.teacher import Teacher, TeacherInfo, wrap_teacher
 from adadfq_lab.teacher.teacher_files import SHIPPED, load_teacher, save_teacher

@@ -10,8 +10,8 @@ from networks_for_tests import ThirdPartyResNet20, randomize
 from adadfq_lab.data.accuracy import accuracy
 from adadfq_lab.data.image_sets import CIFAR10_CLASSES, ImageSet
 from adadfq_lab.data.loading import load_data
-from adadfq_lab.layers import QuantConv2d
-from adadfq_lab.student import quantize
+from adadfq_lab.student.layers import QuantConv2d
+from adadfq_lab.student.quantize import quantize
 from adadfq_lab.teacher.networks import resnet20
 from adadfq_lab.teacher.statistics import WithStatistics
 from adadfq_lab.teacher.teacher import Teacher, TeacherInfo

@@ -17,7 +17,8 @@ from adadfq_lab.errors import UserError
 from adadfq_lab.export import Exported, export_onnx, sidecar
 from adadfq_lab.packing import pack
 from adadfq_lab.runs import observe_noise
-from adadfq_lab.student import Student, quantize
+from adadfq_lab.student.quantize import quantize
+from adadfq_lab.student.student import Student
 from adadfq_lab.teacher.teacher import Teacher, wrap_teacher
 from adadfq_lab.teacher.teacher_files import load_teacher
 from adadfq_lab.verification import float_network, verify
@@ -91,7 +92,7 @@ def test_both_teachers_at_all_widths_on_two_thousand_images(name, bits, tmp_path
         gains_every=0,
     )
     run(config, tmp_path / "run", quiet=True)
-    from adadfq_lab.student_files import load_student
+    from adadfq_lab.student.student_files import load_student
 
     P, Q = load_student(tmp_path / "run" / "student.safetensors")
     found = verify(export_onnx(Q, tmp_path / "q.onnx", P).file, load_data(P.info.data, stub=fashion).take(2000), repeats=5)

@@ -18,7 +18,7 @@ from torchvision import models
 from adadfq_lab.cli import main
 from adadfq_lab.data.image_sets import CLASSES
 from adadfq_lab.errors import UserError
-from adadfq_lab.student import quantize
+from adadfq_lab.student.quantize import quantize
 from adadfq_lab.teacher import zoo
 from adadfq_lab.teacher.networks import build_network
 from adadfq_lab.teacher.teacher_files import load_teacher, save_teacher

@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from adadfq_lab.equations import Terms
 from adadfq_lab.game import Game
-from adadfq_lab.methods import Method, Round, Terms, adadfq
+from adadfq_lab.methods import adadfq
+from adadfq_lab.methods.method import Method, Round
 from adadfq_lab.schedule import Schedule
-from adadfq_lab.student import quantize
+from adadfq_lab.student.quantize import quantize
 from adadfq_lab.teacher.networks import resnet8
 from adadfq_lab.teacher.statistics import WithStatistics
 from adadfq_lab.teacher.teacher import Teacher, TeacherInfo

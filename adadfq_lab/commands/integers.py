@@ -27,7 +27,7 @@ def export(
         input_bits: Integers that stand for what the student leaves float at a layer's input.
     """
     from adadfq_lab.export import export_onnx
-    from adadfq_lab.student_files import load_student
+    from adadfq_lab.student.student_files import load_student
 
     path = Path(run)
     teacher, student = load_student(path / "student.safetensors" if path.is_dir() else path)

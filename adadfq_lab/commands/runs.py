@@ -12,7 +12,7 @@ import tyro
 from adadfq_lab.commands import RUNS, Changes, Json, say
 from adadfq_lab.errors import UserError
 from adadfq_lab.runs import RunConfig
-from adadfq_lab.student import Student
+from adadfq_lab.student.student import Student
 from adadfq_lab.teacher.teacher import Teacher
 from adadfq_lab.teacher.teacher_files import load_teacher
 from adadfq_lab.teacher.training import TeacherConfig
@@ -182,7 +182,7 @@ def evaluate(run_or_teacher: tyro.conf.Positional[str], data: str = "", stub: bo
     from adadfq_lab.data.accuracy import accuracy
     from adadfq_lab.data.loading import load_data
     from adadfq_lab.runs import fitting_data
-    from adadfq_lab.student_files import load_student
+    from adadfq_lab.student.student_files import load_student
 
     path = Path(run_or_teacher)
     network: Student | Teacher

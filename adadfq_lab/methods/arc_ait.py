@@ -16,7 +16,7 @@ from adadfq_lab.fidelity import Fidelity
 from adadfq_lab.inundation import GradientInundation
 from adadfq_lab.methods.arc import arc
 from adadfq_lab.methods.method import Method, Rates, Round
-from adadfq_lab.student import Student
+from adadfq_lab.student.student import Student
 
 
 def student_loss(r: Round) -> Terms:

@@ -12,7 +12,7 @@ from adadfq_lab.equations import BatchStatistics, Bounds, Terms, disagreement_en
 from adadfq_lab.fidelity import Fidelity
 from adadfq_lab.generators import Generator, conditional_generator
 from adadfq_lab.machine.optimizers import SGD
-from adadfq_lab.student import Student
+from adadfq_lab.student.student import Student
 from adadfq_lab.teacher.teacher import Teacher
 
 

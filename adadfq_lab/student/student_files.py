@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from adadfq_lab.errors import UserError, first_line
 from adadfq_lab.machine.fields import build
 from adadfq_lab.machine.files import load_tensors, save_tensors
-from adadfq_lab.quantizer import BitWidths
-from adadfq_lab.student import Quantization, Student, quantize
+from adadfq_lab.student.quantize import quantize
+from adadfq_lab.student.quantizer import BitWidths
+from adadfq_lab.student.student import Quantization, Student
 from adadfq_lab.teacher.networks import build_network
 from adadfq_lab.teacher.teacher import Teacher, TeacherInfo
 from adadfq_lab.teacher.teacher_files import SHIPPED, load_teacher

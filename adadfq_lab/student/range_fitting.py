@@ -11,8 +11,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from adadfq_lab.quantizer import QuantActivation
-from adadfq_lab.student import Student
+from adadfq_lab.student.quantizer import QuantActivation
+from adadfq_lab.student.student import Student
 
 FRACTIONS = tuple(i / 50 for i in range(5, 51))
 """Of the observed range, at which a grid may end: 0.1, 0.12, ..., 1."""

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adadfq_lab.lsq import LearnedGrid
-from adadfq_lab.quantizer import BitWidths, Ste, ZeroPoint, codes, fake_quantize, quant_range, weight_qparams
+from adadfq_lab.student.learned_scales import LearnedGrid
+from adadfq_lab.student.quantizer import BitWidths, Ste, ZeroPoint, codes, fake_quantize, quant_range, weight_qparams
 
 
 class QuantLayer(nn.Module):

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from adadfq_lab.errors import UserError
-from adadfq_lab.lsq import LearnedGrid
 from adadfq_lab.machine.distributed import extremes
+from adadfq_lab.student.learned_scales import LearnedGrid
 
 Ste = Literal["identity", "clipped"]
 ZeroPoint = Literal["rounded", "real"]
