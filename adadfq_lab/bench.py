@@ -26,10 +26,10 @@ from torch import Tensor, nn
 from adadfq_lab.equations import BatchStatistics
 from adadfq_lab.errors import UserError
 from adadfq_lab.game import Game
-from adadfq_lab.generators import UpsampleConv2d
 from adadfq_lab.machine.memory import peak
-from adadfq_lab.methods import make_method
+from adadfq_lab.methods.generators import UpsampleConv2d
 from adadfq_lab.methods.method import Round
+from adadfq_lab.methods.registry import make_method
 from adadfq_lab.schedule import Schedule
 from adadfq_lab.student.layers import QuantConv2d, QuantLayer
 from adadfq_lab.student.quantize import quantize

@@ -20,8 +20,8 @@ from adadfq_lab.game import Game
 from adadfq_lab.machine.devices import Precision
 from adadfq_lab.machine.fields import build
 from adadfq_lab.machine.files import digest, load_tensors, save_tensors
-from adadfq_lab.methods import make_method
 from adadfq_lab.methods.method import Method
+from adadfq_lab.methods.registry import make_method
 from adadfq_lab.schedule import Schedule
 from adadfq_lab.student.quantize import quantize
 from adadfq_lab.student.student_files import quantization_from_json, quantization_json

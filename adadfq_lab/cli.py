@@ -30,7 +30,7 @@ from adadfq_lab.teacher.teacher_files import load_teacher
 
 def methods(json: Json = False) -> None:
     """List the methods and the idea of each; last, what goes beyond the paper and what methods are measured against."""
-    from adadfq_lab.methods import description, every_method
+    from adadfq_lab.methods.registry import description, every_method
 
     rows = {name: description(make) for name, make in every_method().items()}
     width = max(map(len, rows))

@@ -23,7 +23,7 @@ from adadfq_lab.data.locations import stub_path
 from adadfq_lab.fidelity import CHOICES, FIDELITY, Choice, Fidelity, fidelity_table
 from adadfq_lab.game import Game
 from adadfq_lab.machine.files import write_atomically
-from adadfq_lab.methods import adadfq
+from adadfq_lab.methods.adadfq import adadfq
 from adadfq_lab.student.quantize import quantize
 from adadfq_lab.teacher.teacher_files import load_teacher
 

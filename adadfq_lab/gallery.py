@@ -21,9 +21,9 @@ from adadfq_lab.course import PAGES
 from adadfq_lab.data.accuracy import accuracy
 from adadfq_lab.data.loading import load_data
 from adadfq_lab.equations import Bounds, normalized_entropy
-from adadfq_lab.generators import conditional_generator
 from adadfq_lab.integer_layers import integers
 from adadfq_lab.machine.files import renewed, write_atomically
+from adadfq_lab.methods.generators import conditional_generator
 from adadfq_lab.packing import pack
 from adadfq_lab.recordings import TEACHER, load_population, load_recording
 from adadfq_lab.student.quantize import quantize

@@ -28,12 +28,12 @@ from adadfq_lab.equations import NonFiniteLogitsError, disagreement_entropy, tot
 from adadfq_lab.errors import UserError
 from adadfq_lab.fidelity import Fidelity
 from adadfq_lab.fidelity import fidelity as preset
-from adadfq_lab.generators import Generator
 from adadfq_lab.history import Record
 from adadfq_lab.machine import distributed
 from adadfq_lab.machine.devices import Precision, to_device
 from adadfq_lab.machine.memory import keep_freed_memory
 from adadfq_lab.machine.optimizers import Adam, backward
+from adadfq_lab.methods.generators import Generator
 from adadfq_lab.methods.method import Method, Rates, Round
 from adadfq_lab.schedule import Schedule
 from adadfq_lab.student.range_fitting import fit_ranges

@@ -31,7 +31,7 @@ from tqdm import tqdm
 from adadfq_lab.engines import Engine, InProcess, Local, Task
 from adadfq_lab.errors import UserError
 from adadfq_lab.machine.files import write_atomically
-from adadfq_lab.methods import FILES, known_elsewhere
+from adadfq_lab.methods.registry import FILES, known_elsewhere
 from adadfq_lab.run_folders import checkpoints, last_checkpoint, round_of
 from adadfq_lab.runs import RunConfig, read_config, run
 

@@ -27,7 +27,7 @@ from adadfq_lab.equations import loss_bns
 from adadfq_lab.fidelity import fidelity
 from adadfq_lab.game import Game
 from adadfq_lab.history import Recorder
-from adadfq_lab.methods import gdfq
+from adadfq_lab.methods.gdfq import gdfq
 from adadfq_lab.methods.method import Method, Round
 from adadfq_lab.probing import probe
 from adadfq_lab.recordings import TEACHER, Recording, sample_images, save_recording

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from adadfq_lab.machine.files import renewed, write_atomically
-from adadfq_lab.methods import BEYOND, METHODS, REFERENCES
+from adadfq_lab.methods.registry import BEYOND, METHODS, REFERENCES
 from adadfq_lab.tables import PAPER, Row, Summary, read_rows, shipped_results, summaries
 
 BEGIN, END = "<!-- table -->", "<!-- /table -->"

@@ -21,7 +21,7 @@ from typing import Any, get_type_hints
 
 from adadfq_lab.errors import UserError
 from adadfq_lab.machine.fields import read
-from adadfq_lab.methods import METHODS, make_method
+from adadfq_lab.methods.registry import METHODS, make_method
 from adadfq_lab.runs import RunConfig, read_config
 from adadfq_lab.schedule import Schedule
 

@@ -34,7 +34,7 @@ from adadfq_lab.fidelity import fidelity
 from adadfq_lab.game import Game
 from adadfq_lab.history import Column, History, Mark, Recorder
 from adadfq_lab.machine.files import write_atomically
-from adadfq_lab.methods import make_method
+from adadfq_lab.methods.registry import make_method
 from adadfq_lab.probing import probe
 from adadfq_lab.schedule import Schedule
 from adadfq_lab.student.quantize import quantize

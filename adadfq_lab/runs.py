@@ -42,7 +42,7 @@ from adadfq_lab.machine.fields import build, check_whole
 from adadfq_lab.machine.files import write_atomically
 from adadfq_lab.machine.interrupts import interrupts_wait
 from adadfq_lab.machine.memory import out_of_memory
-from adadfq_lab.methods import make_method
+from adadfq_lab.methods.registry import make_method
 from adadfq_lab.records import RecordLog
 from adadfq_lab.run_folders import checkpoints, full_disk, resumed, save_checkpoint
 from adadfq_lab.schedule import Schedule

@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 from adadfq_lab.errors import UserError
 from adadfq_lab.grids import State, failure, rounds_done, state
-from adadfq_lab.methods import make_method
+from adadfq_lab.methods.registry import make_method
 from adadfq_lab.recipes import override, usual_run
 from adadfq_lab.runs import RunConfig, read_config
 

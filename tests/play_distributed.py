@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from adadfq_lab.game import Game
 from adadfq_lab.machine.distributed import joined
-from adadfq_lab.methods import BEYOND, METHODS, make_method
+from adadfq_lab.methods.registry import BEYOND, METHODS, make_method
 from adadfq_lab.teacher.teacher import Teacher
 
 BATCH, WARMUP, OBSERVE, ROUNDS = 16, 3, 5, 9

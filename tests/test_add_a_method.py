@@ -15,8 +15,8 @@ import adadfq_lab as lab
 from adadfq_lab import cli, grids, methods, tables
 from adadfq_lab.engines import InProcess, Local
 from adadfq_lab.errors import UserError
-from adadfq_lab.methods import FILES, METHODS
 from adadfq_lab.methods.method import Method
+from adadfq_lab.methods.registry import FILES, METHODS
 from adadfq_lab.runs import RunConfig
 from adadfq_lab.tables import Budget
 

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adadfq_lab.arc_generator import CELLS, WIDTH, OpEdge, Repeated, SearchedGenerator, searched_generator, total
 from adadfq_lab.errors import UserError
-from adadfq_lab.generators import ConditionalBatchNorm2d
+from adadfq_lab.methods.arc import CELLS, WIDTH, OpEdge, Repeated, SearchedGenerator, searched_generator, total
+from adadfq_lab.methods.generators import ConditionalBatchNorm2d
 
 CLASSES = 3
 UP, OP, CROSS = {"n", "b"}, {"0", "1", "3", "5", "d3", "d5"}, {"0", "n", "b"}

@@ -26,7 +26,15 @@ from adadfq_lab.errors import UserError
 from adadfq_lab.game import Game
 from adadfq_lab.history import Record
 from adadfq_lab.machine.files import load_tensors, save_tensors
-from adadfq_lab.methods import METHODS, adadfq, adasg, arc, arc_ait, gdfq, intraq, qimera, zaq
+from adadfq_lab.methods.adadfq import adadfq
+from adadfq_lab.methods.adasg import adasg
+from adadfq_lab.methods.arc import arc
+from adadfq_lab.methods.arc_ait import arc_ait
+from adadfq_lab.methods.gdfq import gdfq
+from adadfq_lab.methods.intraq import intraq
+from adadfq_lab.methods.qimera import qimera
+from adadfq_lab.methods.registry import METHODS
+from adadfq_lab.methods.zaq import zaq
 from adadfq_lab.student.quantize import quantize
 from adadfq_lab.student.student_files import load_student, rebuild_student, save_student
 

@@ -23,8 +23,9 @@ from adadfq_lab.data.loading import load_data
 from adadfq_lab.equations import Terms
 from adadfq_lab.errors import UserError
 from adadfq_lab.fidelity import CHOICES
-from adadfq_lab.methods import METHODS, adadfq, every_method
+from adadfq_lab.methods.adadfq import adadfq
 from adadfq_lab.methods.method import Round
+from adadfq_lab.methods.registry import METHODS, every_method
 from adadfq_lab.records import read_records
 from adadfq_lab.teacher.teacher_files import load_teacher
 

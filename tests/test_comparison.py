@@ -11,8 +11,8 @@ from games_for_tests import tiny_teacher
 import adadfq_lab as lab
 from adadfq_lab.comparison import SOURCES, compare_methods, ideas
 from adadfq_lab.errors import UserError
-from adadfq_lab.methods import METHODS
 from adadfq_lab.methods.method import Method
+from adadfq_lab.methods.registry import METHODS
 from adadfq_lab.teacher.statistics import WithStatistics
 
 

@@ -11,7 +11,7 @@ from adadfq_lab.errors import UserError
 from adadfq_lab.game import Game
 from adadfq_lab.history import Record
 from adadfq_lab.machine.files import load_tensors
-from adadfq_lab.methods import BEYOND, METHODS, make_method
+from adadfq_lab.methods.registry import BEYOND, METHODS, make_method
 from adadfq_lab.records import read_records
 from adadfq_lab.runs import RunConfig, read_config, run
 

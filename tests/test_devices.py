@@ -16,10 +16,11 @@ from adadfq_lab.equations import Bounds
 from adadfq_lab.errors import UserError
 from adadfq_lab.fidelity import FIDELITY
 from adadfq_lab.game import Game
-from adadfq_lab.generators import Generator, conditional_generator
 from adadfq_lab.machine.devices import pick_device
-from adadfq_lab.methods import BEYOND, METHODS, adadfq, make_method
+from adadfq_lab.methods.adadfq import adadfq
+from adadfq_lab.methods.generators import Generator, conditional_generator
 from adadfq_lab.methods.method import Round
+from adadfq_lab.methods.registry import BEYOND, METHODS, make_method
 from adadfq_lab.runs import observe_noise
 from adadfq_lab.schedule import Schedule
 from adadfq_lab.student.layers import QuantLayer

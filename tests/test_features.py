@@ -9,18 +9,9 @@ from tiny_games import CLASSES, SHAPE, tiny_game, tiny_teacher
 from torch import Tensor, nn
 
 from adadfq_lab.errors import UserError
-from adadfq_lab.methods import zaq
+from adadfq_lab.methods.zaq import attend, attention_gap, relation_gap, relation_map, unit, zaq
 from adadfq_lab.student.quantize import quantize
-from adadfq_lab.teacher.features import (
-    attend,
-    attention_gap,
-    pooled_features,
-    relation_gap,
-    relation_map,
-    stages,
-    unit,
-    with_features,
-)
+from adadfq_lab.teacher.features import pooled_features, stages, with_features
 from adadfq_lab.teacher.networks import resnet20
 from adadfq_lab.teacher.teacher import Teacher, wrap_teacher
 from adadfq_lab.teacher.tracing import traced

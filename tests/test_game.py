@@ -31,7 +31,10 @@ from adadfq_lab.equations import Bounds
 from adadfq_lab.errors import UserError
 from adadfq_lab.game import Game, NonFiniteError
 from adadfq_lab.history import Record
-from adadfq_lab.methods import adadfq, adasg, arc, gdfq
+from adadfq_lab.methods.adadfq import adadfq
+from adadfq_lab.methods.adasg import adasg
+from adadfq_lab.methods.arc import arc
+from adadfq_lab.methods.gdfq import gdfq
 from adadfq_lab.methods.method import Method, Round
 from adadfq_lab.schedule import Schedule
 from adadfq_lab.student.quantize import quantize

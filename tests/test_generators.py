@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from adadfq_lab.errors import UserError
-from adadfq_lab.generators import (
+from adadfq_lab.methods.generators import (
     ClassNormGenerator,
     ConditionalBatchNorm2d,
     Generator,

@@ -9,9 +9,7 @@ from tiny_games import BATCH, CLASSES, SHAPE, changed, play, state, tiny_game
 from torch import Tensor
 
 from adadfq_lab.errors import UserError
-from adadfq_lab.image_bank import ImageBank, crop_boxes, resized_crop
-from adadfq_lab.methods import intraq
-from adadfq_lab.methods.intraq import marginal_distance, soft_inception
+from adadfq_lab.methods.intraq import ImageBank, crop_boxes, intraq, marginal_distance, resized_crop, soft_inception
 from adadfq_lab.teacher.features import pooled_features
 
 WARMUP = 24  # four batches of six rounds

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from adadfq_lab.errors import UserError
 from adadfq_lab.fidelity import FIDELITY
-from adadfq_lab.inundation import RESOLUTION, GradientInundation, multipliers
-from adadfq_lab.methods import arc_ait
+from adadfq_lab.methods.arc_ait import RESOLUTION, GradientInundation, arc_ait, multipliers
 from adadfq_lab.methods.method import nesterov
 from adadfq_lab.student.quantize import quantize
 from adadfq_lab.student.quantizer import codes, weight_qparams

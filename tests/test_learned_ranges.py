@@ -13,8 +13,12 @@ from adadfq_lab.fidelity import FIDELITY
 from adadfq_lab.game import Game
 from adadfq_lab.integer_layers import integers
 from adadfq_lab.integer_run import run_integer
-from adadfq_lab.methods import BEYOND, adadfq_lsq, adadfq_plus, arc_ait, gdfq, make_method
+from adadfq_lab.methods.adadfq_lsq import adadfq_lsq
+from adadfq_lab.methods.adadfq_plus import adadfq_plus
+from adadfq_lab.methods.arc_ait import arc_ait
+from adadfq_lab.methods.gdfq import gdfq
 from adadfq_lab.methods.method import Rates
+from adadfq_lab.methods.registry import BEYOND, make_method
 from adadfq_lab.packing import pack, unpack
 from adadfq_lab.runs import RunConfig, build_game
 from adadfq_lab.student.learned_scales import learned_quantize

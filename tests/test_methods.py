@@ -18,8 +18,15 @@ from adadfq_lab.equations import BatchStatistics, Bounds, Terms, generator_objec
 from adadfq_lab.errors import UserError
 from adadfq_lab.fidelity import FIDELITY
 from adadfq_lab.game import Game
-from adadfq_lab.methods import METHODS, adadfq, adasg, arc, arc_ait, gdfq, make_method, qimera, real, register
+from adadfq_lab.methods.adadfq import adadfq
+from adadfq_lab.methods.adasg import adasg
+from adadfq_lab.methods.arc import arc
+from adadfq_lab.methods.arc_ait import arc_ait
+from adadfq_lab.methods.gdfq import gdfq
 from adadfq_lab.methods.method import Method, Round
+from adadfq_lab.methods.qimera import qimera
+from adadfq_lab.methods.real import real
+from adadfq_lab.methods.registry import METHODS, make_method, register
 from adadfq_lab.runs import RunConfig, build_game
 
 N, C = 6, 7
@@ -320,7 +327,7 @@ def test_unknown_methods_and_settings_are_refused():
 
 def test_a_method_of_ones_own_takes_a_few_lines(monkeypatch):
     """Two functions and a name are a method: registered, it plays."""
-    monkeypatch.setattr("adadfq_lab.methods.METHODS", dict(METHODS))
+    monkeypatch.setattr("adadfq_lab.methods.registry.METHODS", dict(METHODS))
 
     def look_away(r: Round) -> Terms:
         return {"quiet": r.images.square().mean()}

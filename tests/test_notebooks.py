@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from adadfq_lab import check, course
-from adadfq_lab.methods import METHODS
+from adadfq_lab.methods.registry import METHODS
 
 SOLUTIONS = [course.FOLDER / "solutions" / f"{path.stem}.py" for path in course.masters()]
 STUDENTS = [course.FOLDER / f"{path.stem}.py" for path in course.masters()]

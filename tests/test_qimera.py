@@ -9,10 +9,15 @@ from torch import Tensor, nn
 
 from adadfq_lab.errors import UserError
 from adadfq_lab.fidelity import FIDELITY
-from adadfq_lab.methods import qimera
 from adadfq_lab.methods.method import Round
-from adadfq_lab.methods.qimera import superposition
-from adadfq_lab.qimera_generator import MixedBatchNorm2d, SuperposedEmbedding, SuperposedGenerator, last_layer
+from adadfq_lab.methods.qimera import (
+    MixedBatchNorm2d,
+    SuperposedEmbedding,
+    SuperposedGenerator,
+    last_layer,
+    qimera,
+    superposition,
+)
 from adadfq_lab.teacher.teacher import Teacher
 
 

@@ -4,7 +4,9 @@ import pytest
 import torch
 from tiny_games import BATCH, SHAPE, WARMUP, changed, play, state, tiny_game, tiny_teacher, twin
 
-from adadfq_lab.methods import adadfq, adadfq_plus, make_method
+from adadfq_lab.methods.adadfq import adadfq
+from adadfq_lab.methods.adadfq_plus import adadfq_plus
+from adadfq_lab.methods.registry import make_method
 from adadfq_lab.student.quantize import quantize
 from adadfq_lab.student.quantizer import QuantActivation
 from adadfq_lab.student.range_fitting import FRACTIONS, fit_ranges, rounding_error

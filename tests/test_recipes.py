@@ -14,8 +14,10 @@ from adadfq_lab.equations import Terms
 from adadfq_lab.errors import UserError
 from adadfq_lab.estimates import Estimate, estimate, largest_that_fits
 from adadfq_lab.machine.timing import duration
-from adadfq_lab.methods import METHODS, adadfq, arc_ait
+from adadfq_lab.methods.adadfq import adadfq
+from adadfq_lab.methods.arc_ait import arc_ait
 from adadfq_lab.methods.method import Method, Round
+from adadfq_lab.methods.registry import METHODS
 from adadfq_lab.recipes import TEACHERS, override, recipe, resolve, shortened
 from adadfq_lab.records import read_records
 from adadfq_lab.runs import RunConfig, build_game, read_config, run

@@ -23,7 +23,8 @@ from adadfq_lab import cli
 from adadfq_lab.errors import UserError
 from adadfq_lab.history import Record
 from adadfq_lab.machine.files import load_tensors
-from adadfq_lab.methods import METHODS, adadfq
+from adadfq_lab.methods.adadfq import adadfq
+from adadfq_lab.methods.registry import METHODS
 from adadfq_lab.records import read_records
 from adadfq_lab.run_folders import checkpoint_path, last_checkpoint
 from adadfq_lab.runs import RunConfig, run

@@ -22,8 +22,9 @@ from adadfq_lab.game import Game
 from adadfq_lab.history import Record
 from adadfq_lab.machine.files import load_tensors
 from adadfq_lab.machine.interrupts import interrupts_wait
-from adadfq_lab.methods import METHODS, adadfq
+from adadfq_lab.methods.adadfq import adadfq
 from adadfq_lab.methods.method import Round
+from adadfq_lab.methods.registry import METHODS
 from adadfq_lab.records import read_records
 from adadfq_lab.run_folders import last_checkpoint
 from adadfq_lab.runs import Result, RunConfig, build_student, observe_noise, run

@@ -13,7 +13,7 @@ from adadfq_lab import cli, tables
 from adadfq_lab.errors import UserError
 from adadfq_lab.figures_tables import table_figure, write_table_figure
 from adadfq_lab.grids import folder_name
-from adadfq_lab.methods import METHODS, make_method
+from adadfq_lab.methods.registry import METHODS, make_method
 
 
 def a_row(**different) -> tables.Row:

@@ -9,12 +9,12 @@ from adadfq_lab.data.accuracy import accuracy
 from adadfq_lab.data.image_sets import ImageSet
 from adadfq_lab.fidelity import FIDELITY
 from adadfq_lab.game import Game
-from adadfq_lab.generators import LatentGenerator
 from adadfq_lab.integer_run import run_integer
-from adadfq_lab.methods import METHODS, make_method, zaq
+from adadfq_lab.methods.generators import LatentGenerator
 from adadfq_lab.methods.method import Round
+from adadfq_lab.methods.registry import METHODS, make_method
+from adadfq_lab.methods.zaq import attention_gap, relation_gap, zaq
 from adadfq_lab.student.student_files import load_student, save_student
-from adadfq_lab.teacher.features import attention_gap, relation_gap
 
 RATE = 1e-3  # at which a tiny game plays on
 

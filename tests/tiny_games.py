@@ -12,7 +12,7 @@ from torch import Tensor
 
 from adadfq_lab.equations import Terms
 from adadfq_lab.game import Game
-from adadfq_lab.methods import adadfq
+from adadfq_lab.methods.adadfq import adadfq
 from adadfq_lab.methods.method import Method, Round
 from adadfq_lab.schedule import Schedule
 from adadfq_lab.student.quantize import quantize

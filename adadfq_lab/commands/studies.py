@@ -55,7 +55,7 @@ def table(
     """
     from adadfq_lab import tables
     from adadfq_lab.grids import play_grid
-    from adadfq_lab.methods import METHODS
+    from adadfq_lab.methods.registry import METHODS
 
     if play:
         player = make_engine(engine, workers, folder, resources)

@@ -7,19 +7,168 @@ images too. Then the set stays, and Q learns from crops of it by labels and, abo
 Zhong et al., IntraQ: Learning Synthetic Images with Intra-Class Heterogeneity, CVPR 2022. `fidelity` decides how L_BNS is
 averaged; the released calibration on a second method's generator is not offered (intra_calibration). Its warm-up is long: an
 image takes `iterations` rounds with its batch.
+
+A bank of images that are optimised themselves, in the place of a generator.
+
+Image i is of class i mod C. The warm-up works on one batch after another, `iterations` rounds each: its pixels are a parameter
+of their own, so that Adam's moments and step count are those of this batch and no other image moves. The learning rate falls
+along half a cosine in every batch, for with Adam's steps of a constant size the pixels would never come to rest. A longer
+warm-up makes more images, not better ones.
+
+A row of z holds normal numbers: the first chooses among the images of the class asked for; `CROP` more, where there are any,
+say which part of the image is shown. All of it is drawn on the host and computed on the device.
 """
 
+import math
+from collections.abc import Callable
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, cross_entropy, softmax
 
 from adadfq_lab.equations import Terms, distillation, loss_bns
 from adadfq_lab.errors import UserError
 from adadfq_lab.fidelity import Fidelity
-from adadfq_lab.image_bank import CROP, ImageBank
+from adadfq_lab.methods.generators import Generator
 from adadfq_lab.methods.method import Method, Rates, Round
 from adadfq_lab.teacher.features import pooled_features
 from adadfq_lab.teacher.teacher import Teacher
+
+CROP = 5
+"""Numbers that a crop takes: its area, its aspect ratio, its place down and across, and whether it is mirrored."""
+
+SMALLEST, ASPECT = 0.5, 4 / 3
+"""Crops cover this share of the image and more; their sides are in a ratio of up to this much either way."""
+
+
+def crop_boxes(u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(top, left, height, width), each `(N,)` and in units of the image's sides, for `u` `(N, 4)` uniform in [0, 1).
+
+    As random resized crops have it: the area is uniform in [1/2, 1], the logarithm of the aspect ratio in what of
+    [-log 4/3, log 4/3] makes such an area fit into the image, and the place in what is left.
+    """
+    area = SMALLEST + (1 - SMALLEST) * u[:, 0]
+    widest = (-area.log()).clamp(max=math.log(ASPECT))
+    ratio = torch.exp((2 * u[:, 1] - 1) * widest)
+    height, width = (area / ratio).sqrt().clamp(max=1), (area * ratio).sqrt().clamp(max=1)  # rounding may exceed 1
+    return (1 - height) * u[:, 2], (1 - width) * u[:, 3], height, width
+
+
+def _sampling(start: Tensor, length: Tensor, size: int, mirrored: Tensor) -> Tensor:
+    """Bilinear weights `(N, size, size)`: of pixel j in output pixel i of a crop from `start`, `length` long, in pixels."""
+    i = torch.arange(size, device=start.device, dtype=start.dtype)
+    offset = ((i + 0.5) * (length[:, None] / size) - 0.5).clamp(min=0).minimum(length[:, None] - 1)
+    where = start[:, None] + torch.where(mirrored[:, None], offset.flip(1), offset)
+    return (1 - (where[:, :, None] - i).abs()).clamp(min=0)
+
+
+def resized_crop(x: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor, mirrored: Tensor) -> Tensor:
+    """The boxes of `x` `(N, C, H, W)`, in pixels and one each, bilinearly enlarged to H x W, mirrored where asked.
+
+    As cropping and resizing with half-pixel centres, but boxes need not lie on pixels; linear in x, so gradients pass.
+    """
+    rows = _sampling(top, height, x.shape[2], torch.zeros_like(mirrored))
+    columns = _sampling(left, width, x.shape[3], mirrored)
+    return rows[:, None] @ x @ columns[:, None].transpose(2, 3)
+
+
+class ImageBank(Generator):
+    """Pixels as parameters, with a target probability and, class by class, what finished images look like to P.
+
+    features:   from images `(N, C, H, W)` to the features of P `(N, D)` that class centres are means of
+    iterations: rounds of the warm-up that a batch is worked on
+    easiest:    an image's target probability of its class is 1, or as likely, uniform between this and 1
+    """
+
+    targets: Tensor
+    sums: Tensor
+    counts: Tensor
+
+    def __init__(
+        self,
+        classes: int,
+        shape: tuple[int, int, int],
+        features: Callable[[Tensor], Tensor],
+        width: int,
+        *,
+        iterations: int,
+        easiest: float,
+    ) -> None:
+        super().__init__()
+        if iterations < 1:
+            raise UserError(f"iterations must be at least 1, not {iterations}")
+        self.latent, self.classes, self.shape, self.features = 1, classes, shape, features
+        self.iterations, self.easiest = iterations, easiest
+        self.register_buffer("sums", torch.zeros(classes, width))
+        self.register_buffer("counts", torch.zeros(classes))
+
+    def plan(self, batch: int, warmup: int) -> None:
+        """As many batches of noise as the warm-up has time for, and at least one image a class."""
+        batches = max(warmup // self.iterations, math.ceil(self.classes / batch))
+        self.batch, self.warmup, self.images = batch, warmup, batches * batch
+        self.batches = nn.ParameterList(torch.randn(batch, *self.shape) for _ in range(batches))
+        soft = self.easiest + (1 - self.easiest) * torch.rand(self.images)
+        self.register_buffer("targets", torch.where(torch.rand(self.images) < 0.5, 1.0, soft))
+
+    def bench(self, index: int) -> tuple[int, float]:
+        """The batch that round `index` of the warm-up works on, and how far through its rounds it is, in [0, 1)."""
+        done = index * len(self.batches) / self.warmup
+        return int(done), done % 1
+
+    def turn(self, index: int, z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """In the warm-up the images on the bench, cropped in every other round; afterwards crops of whatever was drawn."""
+        if index >= self.warmup:
+            return z, y
+        k, _ = self.bench(index)
+        if k and self.bench(index - 1)[0] != k:
+            self._remember(k - 1)
+        for i, pixels in enumerate(self.batches):
+            pixels.requires_grad_(i == k)
+        numbers = torch.arange(k * self.batch, (k + 1) * self.batch)
+        y = numbers % self.classes
+        rank = (numbers // self.classes + 0.5) / self._per_class(y)
+        crop = z[:, 1:] if z[0, 0] > 0 else z[:, :0]  # one coin for the batch
+        return torch.cat((torch.special.ndtri(rank)[:, None], crop), dim=1), y
+
+    def rate(self, index: int) -> float:
+        return 0.5 * (1 + math.cos(math.pi * self.bench(index)[1])) if index < self.warmup else 1.0
+
+    def choose(self, z: Tensor, y: Tensor) -> Tensor:
+        """The numbers `(N,)` of the images that z and y ask for: any of the class, alike likely."""
+        count = self._per_class(y)
+        rank = (torch.special.ndtr(z[:, 0]) * count).long().minimum(count - 1)
+        numbers: Tensor = rank * self.classes + y
+        return numbers
+
+    def forward(self, z: Tensor, y: Tensor) -> Tensor:
+        x = torch.cat(list(self.batches))[self.choose(z, y)]
+        if z.shape[1] == 1:
+            return x
+        u = torch.special.ndtr(z[:, 1:])
+        top, left, height, width = crop_boxes(u)
+        rows, columns = self.shape[1:]
+        return resized_crop(x, rows * top, columns * left, rows * height, columns * width, u[:, 4] < 0.5)
+
+    def notes(self, z: Tensor, y: Tensor) -> dict[str, Tensor]:
+        """target: the probability of its class an image is to have; centre: the mean features `(N, D)` of its class; seen:
+        whether there are finished images of the class to take them from."""
+        counts = self.counts[y]
+        return {
+            "target": self.targets[self.choose(z, y)],
+            "centre": self.sums[y] / counts.clamp(min=1)[:, None],
+            "seen": counts > 0,
+        }
+
+    def _per_class(self, y: Tensor) -> Tensor:
+        """How many images there are of the classes y."""
+        return (self.images - 1 - y) // self.classes + 1
+
+    @torch.no_grad()
+    def _remember(self, k: int) -> None:
+        """Adds the features of batch `k`, now finished, to the class centres."""
+        y = (torch.arange(k * self.batch, (k + 1) * self.batch) % self.classes).to(self.sums.device)
+        self.sums.index_add_(0, y, self.features(self.batches[k]).to(self.sums.dtype))
+        self.counts.index_add_(0, y, torch.ones_like(y, dtype=self.counts.dtype))
 
 
 def soft_inception(logits: Tensor, labels: Tensor, target: Tensor) -> Tensor:

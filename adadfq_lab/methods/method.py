@@ -10,8 +10,8 @@ from torch import Tensor
 
 from adadfq_lab.equations import BatchStatistics, Bounds, Terms, disagreement_entropy, normalized_entropy
 from adadfq_lab.fidelity import Fidelity
-from adadfq_lab.generators import Generator, conditional_generator
 from adadfq_lab.machine.optimizers import SGD
+from adadfq_lab.methods.generators import Generator, conditional_generator
 from adadfq_lab.student.student import Student
 from adadfq_lab.teacher.teacher import Teacher
 

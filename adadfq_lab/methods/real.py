@@ -12,8 +12,8 @@ from adadfq_lab.data.loading import load_data
 from adadfq_lab.equations import Terms
 from adadfq_lab.errors import UserError
 from adadfq_lab.fidelity import Fidelity
-from adadfq_lab.generators import Generator
 from adadfq_lab.methods.adadfq import adadfq
+from adadfq_lab.methods.generators import Generator
 from adadfq_lab.methods.method import Method, Round
 from adadfq_lab.teacher.teacher import Teacher
 

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx
 
 from adadfq_lab.errors import UserError
@@ -47,45 +46,6 @@ def with_features(module: fx.GraphModule, places: tuple[str, ...]) -> fx.GraphMo
     found |= {node.name: new for node, new in copied.items()}
     graph.output((logits, tuple(found.get(f"activations.{place}") or found[place] for place in places)))
     return fx.GraphModule(module, graph)
-
-
-def unit(x: Tensor, dim: int) -> Tensor:
-    """`x` over its Euclidean length along `dim`; where that is 0, so is the result, and the gradient passes as it is.
-
-    At three bits whole channels round to 0, and a small eps in the place of their length would multiply their gradient by its
-    inverse: one such step destroys Q.
-    """
-    length = torch.linalg.vector_norm(x, dim=dim, keepdim=True)
-    return x / torch.where(length > 0, length, 1)
-
-
-def relation_map(features: Tensor) -> Tensor:
-    """The channel relation map of each sample: `(N, C, H, W)` to cosines `(N, C, C)` between channels. A dead channel has 0."""
-    channels = unit(features.flatten(2), dim=2)
-    return channels @ channels.transpose(1, 2)
-
-
-def relation_gap(f_p: Maps, f_q: Maps) -> Tensor:
-    """sum_l E|R_l(P) - R_l(Q)|, the mean over samples and pairs of channels; a scalar. ZAQ's paper, stages weighted alike."""
-    return torch.stack([F.l1_loss(relation_map(q), relation_map(p)) for p, q in zip(f_p, f_q, strict=True)]).sum()
-
-
-def attend(features: Tensor) -> tuple[Tensor, Tensor]:
-    """What two attentions without parameters make of `(N, C, H, W)`: over places and over channels, both `(N, C, HW)`.
-
-    With X the features of unit length at each place: X + 0.1 X softmax(X^T X)^T, and X + 0.1 softmax(max - X X^T) X.
-    """
-    x = unit(features.flatten(2), dim=1)
-    places = torch.softmax(x.transpose(1, 2) @ x, dim=2)
-    likeness = x @ x.transpose(1, 2)
-    channels = torch.softmax(likeness.amax(dim=2, keepdim=True) - likeness, dim=2)
-    return x + 0.1 * x @ places.transpose(1, 2), x + 0.1 * channels @ x
-
-
-def attention_gap(f_p: Maps, f_q: Maps) -> Tensor:
-    """The mean |difference| of P's and Q's `attend`, summed over both attentions and the stages; ZAQ's code. (HW)^2 memory."""
-    pairs = [pair for p, q in zip(f_p, f_q, strict=True) for pair in zip(attend(p), attend(q), strict=True)]
-    return torch.stack([F.l1_loss(q, p) for p, q in pairs]).sum()
 
 
 def pooled_features(teacher: Teacher) -> tuple[Callable[[Tensor], Tensor], int]:
