@@ -25,12 +25,12 @@ from torch import Tensor, nn
 
 from adadfq_lab.equations import BatchStatistics
 from adadfq_lab.errors import UserError
-from adadfq_lab.game import Game
+from adadfq_lab.game.game import Game
+from adadfq_lab.game.schedule import Schedule
 from adadfq_lab.machine.memory import peak
 from adadfq_lab.methods.generators import UpsampleConv2d
 from adadfq_lab.methods.method import Round
 from adadfq_lab.methods.registry import make_method
-from adadfq_lab.schedule import Schedule
 from adadfq_lab.student.layers import QuantConv2d, QuantLayer
 from adadfq_lab.student.quantize import quantize
 from adadfq_lab.student.quantizer import QuantActivation

@@ -21,7 +21,7 @@ from adadfq_lab.data.image_sets import ImageSet
 from adadfq_lab.data.loading import load_data
 from adadfq_lab.data.locations import stub_path
 from adadfq_lab.fidelity import CHOICES, FIDELITY, Choice, Fidelity, fidelity_table
-from adadfq_lab.game import Game
+from adadfq_lab.game.game import Game
 from adadfq_lab.machine.files import write_atomically
 from adadfq_lab.methods.adadfq import adadfq
 from adadfq_lab.student.quantize import quantize

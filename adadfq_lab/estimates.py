@@ -26,7 +26,7 @@ from adadfq_lab.data.image_sets import CLASSES, ImageSet, imagenet_classes
 from adadfq_lab.data.loading import load_data
 from adadfq_lab.data.locations import cache_folder
 from adadfq_lab.errors import UserError
-from adadfq_lab.game import Game
+from adadfq_lab.game.game import Game
 from adadfq_lab.machine.memory import forget_peak, out_of_memory, peak, release_freed_memory
 from adadfq_lab.machine.timing import duration, finish, timed
 from adadfq_lab.records import RecordLog

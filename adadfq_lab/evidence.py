@@ -20,8 +20,8 @@ from adadfq_lab.data.loading import load_data
 from adadfq_lab.errors import UserError
 from adadfq_lab.figures import curves, histograms, image_grid
 from adadfq_lab.figures_game import bars, grid_map
-from adadfq_lab.history import Column, History
-from adadfq_lab.recordings import load_grid, load_recording, load_similarity
+from adadfq_lab.game.history import Column, History
+from adadfq_lab.game.recordings import load_grid, load_recording, load_similarity
 from adadfq_lab.style import page
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from adadfq_lab import style
 from adadfq_lab.data.accuracy import Accuracy
 from adadfq_lab.equations import Bounds
-from adadfq_lab.history import History, Record, Recorder, thin
+from adadfq_lab.game.history import History, Record, Recorder, thin
 from adadfq_lab.student import quantizer
 
 Numbers = Tensor | ArrayLike

@@ -25,13 +25,13 @@ from adadfq_lab.data.loading import load_data
 from adadfq_lab.data.locations import stub_path
 from adadfq_lab.equations import loss_bns
 from adadfq_lab.fidelity import fidelity
-from adadfq_lab.game import Game
-from adadfq_lab.history import Recorder
+from adadfq_lab.game.game import Game
+from adadfq_lab.game.history import Recorder
+from adadfq_lab.game.probing import probe
+from adadfq_lab.game.recordings import TEACHER, Recording, sample_images, save_recording
+from adadfq_lab.game.schedule import Schedule
 from adadfq_lab.methods.gdfq import gdfq
 from adadfq_lab.methods.method import Method, Round
-from adadfq_lab.probing import probe
-from adadfq_lab.recordings import TEACHER, Recording, sample_images, save_recording
-from adadfq_lab.schedule import Schedule
 from adadfq_lab.student.quantize import quantize
 from adadfq_lab.teacher.teacher_files import load_teacher
 

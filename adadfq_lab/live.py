@@ -24,12 +24,12 @@ from typing import Any, Literal
 from adadfq_lab.data.image_sets import ImageSet
 from adadfq_lab.equations import Bounds
 from adadfq_lab.errors import UserError
-from adadfq_lab.game import Game
-from adadfq_lab.history import History, Recorder
+from adadfq_lab.game.game import Game
+from adadfq_lab.game.history import History, Recorder
+from adadfq_lab.game.probing import probe
 from adadfq_lab.live_views import View, make_view
 from adadfq_lab.machine.environment import Backend, fast, in_kernel, live_backend
 from adadfq_lab.machine.memory import release_freed_memory
-from adadfq_lab.probing import probe
 
 State = Literal["new", "running", "paused", "stopped", "finished", "failed"]
 INTERVAL = 0.2

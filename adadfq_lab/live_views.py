@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from adadfq_lab.equations import Bounds
-from adadfq_lab.history import Column, History, thin
+from adadfq_lab.game.history import Column, History, thin
 from adadfq_lab.style import (
     BOUND_COLOUR,
     BOUND_DASH,

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from adadfq_lab.errors import UserError
+from adadfq_lab.game.schedule import Schedule
 from adadfq_lab.machine.fields import read
 from adadfq_lab.methods.registry import METHODS, make_method
 from adadfq_lab.runs import RunConfig, read_config
-from adadfq_lab.schedule import Schedule
 
 TEACHERS = {
     "cifar10-resnet20": "pytorchcv:resnet20_cifar10",

@@ -12,7 +12,7 @@ from typing import Any
 
 from adadfq_lab.data.accuracy import Accuracy
 from adadfq_lab.errors import UserError
-from adadfq_lab.history import Record
+from adadfq_lab.game.history import Record
 from adadfq_lab.machine.fields import build
 from adadfq_lab.machine.files import write_atomically
 

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from adadfq_lab.data.image_sets import ImageSet
-from adadfq_lab.game import Game
+from adadfq_lab.game.game import Game
 from adadfq_lab.machine.files import write_atomically
 from adadfq_lab.records import read_records
 from adadfq_lab.style import BOUND, BOUND_COLOUR, BOUND_DASH, GENERATOR, STUDENT, TEACHER, figure

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from adadfq_lab.checkpoints import same_run
 from adadfq_lab.errors import UserError
-from adadfq_lab.game import Game
+from adadfq_lab.game.checkpoints import same_run
+from adadfq_lab.game.game import Game
 
 _CHECKPOINT = re.compile(r"round_\d+\.ckpt")  # and no copy that somebody made of one
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)

@@ -27,15 +27,16 @@ import torch
 from tqdm import tqdm
 from tyro.conf import Fixed, SuppressFixed
 
-from adadfq_lab.compiling import Compile
 from adadfq_lab.data.accuracy import Accuracy, accuracy
 from adadfq_lab.data.image_sets import ImageSet
 from adadfq_lab.data.loading import load_data
 from adadfq_lab.equations import Bounds
 from adadfq_lab.errors import UserError
 from adadfq_lab.fidelity import fidelity
-from adadfq_lab.game import Game
-from adadfq_lab.history import Record
+from adadfq_lab.game.compiling import Compile
+from adadfq_lab.game.game import Game
+from adadfq_lab.game.history import Record
+from adadfq_lab.game.schedule import Schedule
 from adadfq_lab.machine.devices import Precision, pick_device
 from adadfq_lab.machine.distributed import hand_out, receive
 from adadfq_lab.machine.fields import build, check_whole
@@ -45,7 +46,6 @@ from adadfq_lab.machine.memory import out_of_memory
 from adadfq_lab.methods.registry import make_method
 from adadfq_lab.records import RecordLog
 from adadfq_lab.run_folders import checkpoints, full_disk, resumed, save_checkpoint
-from adadfq_lab.schedule import Schedule
 from adadfq_lab.student.quantize import quantize
 from adadfq_lab.student.quantizer import BitWidths
 from adadfq_lab.student.student import Student

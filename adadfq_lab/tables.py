@@ -21,11 +21,11 @@ from typing import Any, Literal
 
 from adadfq_lab.data.locations import stub_path
 from adadfq_lab.errors import UserError
+from adadfq_lab.game.schedule import Schedule
 from adadfq_lab.machine.fields import build
 from adadfq_lab.machine.files import write_atomically
 from adadfq_lab.methods.registry import every_method, make_method
 from adadfq_lab.runs import RunConfig, read_config
-from adadfq_lab.schedule import Schedule
 
 
 @dataclass(frozen=True)

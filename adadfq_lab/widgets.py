@@ -19,13 +19,13 @@ import numpy as np
 import torch
 
 from adadfq_lab import controls, live_views, svg
-from adadfq_lab.comparison import Comparison, Look, Player, ideas
 from adadfq_lab.controls import Control
 from adadfq_lab.equations import Bounds, adaptability, disagreement_entropy, hinge, normalized_entropy, p_ds
 from adadfq_lab.errors import UserError
-from adadfq_lab.history import Column, History
+from adadfq_lab.game.history import Column, History
+from adadfq_lab.game.method_comparison import Comparison, Look, Player, ideas
+from adadfq_lab.game.recordings import Population, Recording, load_population, load_recording
 from adadfq_lab.live import LiveRun
-from adadfq_lab.recordings import Population, Recording, load_population, load_recording
 from adadfq_lab.student.quantizer import codes, dequantize, qparams, quant_range
 from adadfq_lab.style import BLUE, BOUND_COLOUR, BOUND_DASH, GREEN, GREY, INSIDE, OKABE_ITO, PLAYER, PLAYER_DASH
 from adadfq_lab.svg import Bars, Line, Panel, Rule, chart

@@ -3,9 +3,9 @@
 import torch
 
 from adadfq_lab.data.image_sets import ImageSet
-from adadfq_lab.game import Game
+from adadfq_lab.game.game import Game
+from adadfq_lab.game.schedule import Schedule
 from adadfq_lab.methods.adadfq import adadfq
-from adadfq_lab.schedule import Schedule
 from adadfq_lab.student.quantize import quantize
 from adadfq_lab.teacher.networks import resnet8
 from adadfq_lab.teacher.teacher import Teacher, TeacherInfo

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from tiny_games import double, state, tiny_game, tiny_teacher
 from torch import Tensor, nn
 
-from adadfq_lab.game import Game
+from adadfq_lab.game.game import Game
 from adadfq_lab.machine.distributed import joined
 from adadfq_lab.methods.registry import BEYOND, METHODS, make_method
 from adadfq_lab.teacher.teacher import Teacher

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import flop_registry
 
 from adadfq_lab import bench
 from adadfq_lab.bench import Bench, Floor, Textbook, relative_difference
-from adadfq_lab.game import Game
+from adadfq_lab.game.game import Game
 from adadfq_lab.teacher.networks import resnet8
 
 

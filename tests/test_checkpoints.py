@@ -23,8 +23,8 @@ from tiny_games import (
 
 from adadfq_lab.equations import Bounds
 from adadfq_lab.errors import UserError
-from adadfq_lab.game import Game
-from adadfq_lab.history import Record
+from adadfq_lab.game.game import Game
+from adadfq_lab.game.history import Record
 from adadfq_lab.machine.files import load_tensors, save_tensors
 from adadfq_lab.methods.adadfq import adadfq
 from adadfq_lab.methods.adasg import adasg

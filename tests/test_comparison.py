@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from games_for_tests import tiny_teacher
 
 import adadfq_lab as lab
-from adadfq_lab.comparison import SOURCES, compare_methods, ideas
 from adadfq_lab.errors import UserError
+from adadfq_lab.game.method_comparison import SOURCES, compare_methods, ideas
 from adadfq_lab.methods.method import Method
 from adadfq_lab.methods.registry import METHODS
 from adadfq_lab.teacher.statistics import WithStatistics

@@ -6,10 +6,11 @@ import pytest
 import torch
 from tiny_games import SCHEDULE, WARMUP, changed, double, images_for, play, saved_teacher, state, tiny_game, tiny_teacher, twin
 
-from adadfq_lab import cli, compiling
+from adadfq_lab import cli
 from adadfq_lab.errors import UserError
-from adadfq_lab.game import Game
-from adadfq_lab.history import Record
+from adadfq_lab.game import compiling
+from adadfq_lab.game.game import Game
+from adadfq_lab.game.history import Record
 from adadfq_lab.machine.files import load_tensors
 from adadfq_lab.methods.registry import BEYOND, METHODS, make_method
 from adadfq_lab.records import read_records

@@ -15,14 +15,14 @@ from adadfq_lab.data.image_sets import ImageSet
 from adadfq_lab.equations import Bounds
 from adadfq_lab.errors import UserError
 from adadfq_lab.fidelity import FIDELITY
-from adadfq_lab.game import Game
+from adadfq_lab.game.game import Game
+from adadfq_lab.game.schedule import Schedule
 from adadfq_lab.machine.devices import pick_device
 from adadfq_lab.methods.adadfq import adadfq
 from adadfq_lab.methods.generators import Generator, conditional_generator
 from adadfq_lab.methods.method import Round
 from adadfq_lab.methods.registry import BEYOND, METHODS, make_method
 from adadfq_lab.runs import observe_noise
-from adadfq_lab.schedule import Schedule
 from adadfq_lab.student.layers import QuantLayer
 from adadfq_lab.student.quantize import quantize
 from adadfq_lab.teacher.features import stages, with_features

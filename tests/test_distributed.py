@@ -16,12 +16,12 @@ from safetensors.torch import load_file
 from tiny_games import images_for, saved_teacher, tiny_game
 from torch import Tensor, nn
 
+from adadfq_lab.game.schedule import Schedule
 from adadfq_lab.grids import rounds_done
 from adadfq_lab.machine import distributed
 from adadfq_lab.machine.distributed import launched
 from adadfq_lab.records import read_records
 from adadfq_lab.runs import RunConfig, run
-from adadfq_lab.schedule import Schedule
 
 HERE = Path(__file__).parent
 

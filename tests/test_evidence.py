@@ -9,8 +9,8 @@ from tiny_games import changed, play, state, tiny_game
 
 from adadfq_lab import cli, evidence
 from adadfq_lab.evidence import EVIDENCE, evidence_page, mean_distance
-from adadfq_lab.history import History
-from adadfq_lab.recordings import Recording, differences
+from adadfq_lab.game.history import History
+from adadfq_lab.game.recordings import Recording, differences
 
 
 @pytest.fixture(scope="module")

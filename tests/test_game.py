@@ -29,14 +29,14 @@ from adadfq_lab.data.accuracy import accuracy
 from adadfq_lab.data.image_sets import ImageSet
 from adadfq_lab.equations import Bounds
 from adadfq_lab.errors import UserError
-from adadfq_lab.game import Game, NonFiniteError
-from adadfq_lab.history import Record
+from adadfq_lab.game.game import Game, NonFiniteError
+from adadfq_lab.game.history import Record
+from adadfq_lab.game.schedule import Schedule
 from adadfq_lab.methods.adadfq import adadfq
 from adadfq_lab.methods.adasg import adasg
 from adadfq_lab.methods.arc import arc
 from adadfq_lab.methods.gdfq import gdfq
 from adadfq_lab.methods.method import Method, Round
-from adadfq_lab.schedule import Schedule
 from adadfq_lab.student.quantize import quantize
 from adadfq_lab.student.student import Student
 from adadfq_lab.teacher.teacher import Teacher, wrap_teacher

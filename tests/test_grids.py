@@ -17,10 +17,10 @@ from tiny_games import images_for, saved_teacher
 from adadfq_lab import grids
 from adadfq_lab.engines import Resources, Task, make_engine
 from adadfq_lab.errors import UserError
+from adadfq_lab.game.schedule import Schedule
 from adadfq_lab.grids import busy, config_hash, folder_name, main, play_grid, play_one, prepare, rounds_done, state
 from adadfq_lab.machine.files import load_tensors
 from adadfq_lab.runs import RunConfig, run
-from adadfq_lab.schedule import Schedule
 from adadfq_lab.sweeps import combinations, counts, status
 
 

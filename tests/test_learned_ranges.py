@@ -10,7 +10,7 @@ from torch import Tensor
 
 from adadfq_lab.errors import UserError
 from adadfq_lab.fidelity import FIDELITY
-from adadfq_lab.game import Game
+from adadfq_lab.game.game import Game
 from adadfq_lab.integer_layers import integers
 from adadfq_lab.integer_run import run_integer
 from adadfq_lab.methods.adadfq_lsq import adadfq_lsq

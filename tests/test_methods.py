@@ -17,7 +17,7 @@ from adadfq_lab import equations
 from adadfq_lab.equations import BatchStatistics, Bounds, Terms, generator_objective, loss_balance, loss_bns
 from adadfq_lab.errors import UserError
 from adadfq_lab.fidelity import FIDELITY
-from adadfq_lab.game import Game
+from adadfq_lab.game.game import Game
 from adadfq_lab.methods.adadfq import adadfq
 from adadfq_lab.methods.adasg import adasg
 from adadfq_lab.methods.arc import arc

@@ -279,7 +279,7 @@ def test_an_estimate_counts_what_a_run_does(here):
     found = estimate(config, seconds=0.3)
     saved = []
     with pytest.MonkeyPatch.context() as patch:
-        import adadfq_lab.game as game
+        import adadfq_lab.game.game as game
 
         save = game.Game.save
         patch.setattr(game.Game, "save", lambda self, path: (saved.append(path), save(self, path)))

@@ -21,7 +21,7 @@ from tiny_games import OBSERVE, SCHEDULE, WARMUP, images_for, saved_teacher, wit
 
 from adadfq_lab import cli
 from adadfq_lab.errors import UserError
-from adadfq_lab.history import Record
+from adadfq_lab.game.history import Record
 from adadfq_lab.machine.files import load_tensors
 from adadfq_lab.methods.adadfq import adadfq
 from adadfq_lab.methods.registry import METHODS

@@ -18,8 +18,9 @@ from adadfq_lab.data.accuracy import Accuracy, accuracy
 from adadfq_lab.data.loading import load_data
 from adadfq_lab.equations import Terms
 from adadfq_lab.errors import UserError
-from adadfq_lab.game import Game
-from adadfq_lab.history import Record
+from adadfq_lab.game.game import Game
+from adadfq_lab.game.history import Record
+from adadfq_lab.game.schedule import Schedule
 from adadfq_lab.machine.files import load_tensors
 from adadfq_lab.machine.interrupts import interrupts_wait
 from adadfq_lab.methods.adadfq import adadfq
@@ -28,7 +29,6 @@ from adadfq_lab.methods.registry import METHODS
 from adadfq_lab.records import read_records
 from adadfq_lab.run_folders import last_checkpoint
 from adadfq_lab.runs import Result, RunConfig, build_student, observe_noise, run
-from adadfq_lab.schedule import Schedule
 from adadfq_lab.student.student_files import load_student
 from adadfq_lab.teacher.teacher_files import load_teacher
 

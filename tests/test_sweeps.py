@@ -8,9 +8,9 @@ from tiny_games import images_for, saved_teacher
 
 from adadfq_lab.cli import main
 from adadfq_lab.errors import UserError
+from adadfq_lab.game.schedule import Schedule
 from adadfq_lab.grids import folder_name, prepare
 from adadfq_lab.runs import RunConfig
-from adadfq_lab.schedule import Schedule
 from adadfq_lab.sweeps import Status, combinations, status, varied
 from adadfq_lab.tables import Budget
 

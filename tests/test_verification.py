@@ -75,8 +75,8 @@ def test_both_teachers_at_all_widths_on_two_thousand_images(name, bits, tmp_path
     """The numbers the project promises, on a student that played a short game."""
     import os
 
+    from adadfq_lab.game.schedule import Schedule
     from adadfq_lab.runs import RunConfig, run
-    from adadfq_lab.schedule import Schedule
 
     fashion = name.startswith("fashion")
     if not fashion and not (Path(os.environ.get("ADADFQ_DATA", "")) / "cifar10_test.npz").exists():

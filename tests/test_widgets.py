@@ -14,8 +14,8 @@ import adadfq_lab as lab
 from adadfq_lab import live, svg, widgets
 from adadfq_lab.equations import Bounds
 from adadfq_lab.errors import UserError
+from adadfq_lab.game.recordings import load_population
 from adadfq_lab.live import LiveRun
-from adadfq_lab.recordings import load_population
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning:ipywidgets")
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from adadfq_lab.equations import Terms
-from adadfq_lab.game import Game
+from adadfq_lab.game.game import Game
+from adadfq_lab.game.schedule import Schedule
 from adadfq_lab.methods.adadfq import adadfq
 from adadfq_lab.methods.method import Method, Round
-from adadfq_lab.schedule import Schedule
 from adadfq_lab.student.quantize import quantize
 from adadfq_lab.teacher.networks import resnet8
 from adadfq_lab.teacher.statistics import WithStatistics

@@ -148,7 +148,7 @@ def evidence(
     if unknown := [name for name in names if name not in EVIDENCE]:
         raise UserError(f"no evidence is called {unknown[0]!r}; choose from {', '.join(EVIDENCE)}")
     if play:
-        from adadfq_lab.recordings import main as record
+        from adadfq_lab.game.recordings import main as record
 
         record(())
     found = [measure(name) for name in names or EVIDENCE]

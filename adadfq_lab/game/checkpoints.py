@@ -12,17 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adadfq_lab.compiling import Compile
 from adadfq_lab.equations import Bounds
 from adadfq_lab.errors import UserError, first_line
 from adadfq_lab.fidelity import Fidelity
-from adadfq_lab.game import Game
+from adadfq_lab.game.compiling import Compile
+from adadfq_lab.game.game import Game
+from adadfq_lab.game.schedule import Schedule
 from adadfq_lab.machine.devices import Precision
 from adadfq_lab.machine.fields import build
 from adadfq_lab.machine.files import digest, load_tensors, save_tensors
 from adadfq_lab.methods.method import Method
 from adadfq_lab.methods.registry import make_method
-from adadfq_lab.schedule import Schedule
 from adadfq_lab.student.quantize import quantize
 from adadfq_lab.student.student_files import quantization_from_json, quantization_json
 from adadfq_lab.teacher.teacher import Teacher

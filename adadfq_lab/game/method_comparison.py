@@ -16,11 +16,11 @@ from torch import Tensor
 
 from adadfq_lab.equations import BatchStatistics, Terms
 from adadfq_lab.fidelity import Fidelity
-from adadfq_lab.game import Game
+from adadfq_lab.game.game import Game
+from adadfq_lab.game.schedule import Schedule
 from adadfq_lab.methods.generators import Generator
 from adadfq_lab.methods.method import Method, Round
 from adadfq_lab.methods.registry import METHODS, description, make_method
-from adadfq_lab.schedule import Schedule
 from adadfq_lab.student.student import Student
 from adadfq_lab.teacher.teacher import Teacher
 

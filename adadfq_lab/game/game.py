@@ -23,19 +23,19 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from adadfq_lab.compiling import Compile, Forwards
 from adadfq_lab.equations import NonFiniteLogitsError, disagreement_entropy, total
 from adadfq_lab.errors import UserError
 from adadfq_lab.fidelity import Fidelity
 from adadfq_lab.fidelity import fidelity as preset
-from adadfq_lab.history import Record
+from adadfq_lab.game.compiling import Compile, Forwards
+from adadfq_lab.game.history import Record
+from adadfq_lab.game.schedule import Schedule
 from adadfq_lab.machine import distributed
 from adadfq_lab.machine.devices import Precision, to_device
 from adadfq_lab.machine.memory import keep_freed_memory
 from adadfq_lab.machine.optimizers import Adam, backward
 from adadfq_lab.methods.generators import Generator
 from adadfq_lab.methods.method import Method, Rates, Round
-from adadfq_lab.schedule import Schedule
 from adadfq_lab.student.range_fitting import fit_ranges
 from adadfq_lab.student.student import Student
 from adadfq_lab.teacher.features import stages, with_features
@@ -297,7 +297,7 @@ class Game:
 
     def save(self, path: Path) -> None:
         """Writes everything the next round depends on to `path`, atomically; raises NonFiniteError where a weight is NaN."""
-        from adadfq_lab.checkpoints import save_game
+        from adadfq_lab.game.checkpoints import save_game
 
         self.check()
         if not all(bool(p.isfinite().all()) for p in (*self.generator.parameters(), *self.student_parameters)):
@@ -315,7 +315,7 @@ class Game:
         compile: Compile = "off",
     ) -> "Game":
         """The game saved at `path`, as it was: see `checkpoints.resume_game`."""
-        from adadfq_lab.checkpoints import resume_game
+        from adadfq_lab.game.checkpoints import resume_game
 
         return resume_game(path, teacher=teacher, method=method, device=device, compile=compile)
 

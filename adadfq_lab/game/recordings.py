@@ -5,7 +5,7 @@
     similarity.npz         p_ds of 100 samples, ten of each class, at the end of two games: Fig. 5(c)
     grid.npz               the band of Fig. 4 in small: H' and accuracy for 35 pairs (lambda_l, lambda_u)
 
-`python -m adadfq_lab.recordings` records all of them again: half an hour on one core. Files are npz without pickle; what a
+`python -m adadfq_lab.game.recordings` records all of them again: half an hour on one core. Files are npz without pickle; what a
 recording is (teacher, method, rounds, images it was measured on) is in its `meta`.
 """
 
@@ -31,12 +31,12 @@ from adadfq_lab.data.locations import stub_path
 from adadfq_lab.equations import Bounds, disagreement_entropy, normalized_entropy
 from adadfq_lab.errors import UserError
 from adadfq_lab.fidelity import fidelity
-from adadfq_lab.game import Game
-from adadfq_lab.history import Column, History, Mark, Recorder
+from adadfq_lab.game.game import Game
+from adadfq_lab.game.history import Column, History, Mark, Recorder
+from adadfq_lab.game.probing import probe
+from adadfq_lab.game.schedule import Schedule
 from adadfq_lab.machine.files import write_atomically
 from adadfq_lab.methods.registry import make_method
-from adadfq_lab.probing import probe
-from adadfq_lab.schedule import Schedule
 from adadfq_lab.student.quantize import quantize
 from adadfq_lab.student.student import Student
 from adadfq_lab.teacher.teacher_files import load_teacher
@@ -240,7 +240,7 @@ def record_run(name: str, folder: Path, data: ImageSet) -> Game:
     meta |= {"seed": 0, "rounds": plan.rounds, "student_lr": plan.student_lr, "bns": game.fidelity.bns_reduction}
     meta |= {"lower": game.bounds.lower, "upper": game.bounds.upper}
     meta |= {"probe": data.take(500).source, "final": probe(game, data), "final_on": data.source}
-    meta |= {"seconds": round(time.time() - start), "command": "python -m adadfq_lab.recordings"}
+    meta |= {"seconds": round(time.time() - start), "command": "python -m adadfq_lab.game.recordings"}
     kept = slice(None) if plan.gallery else slice(-1, None)
     recording = Recording(name, made.history, made.images[kept], made.image_rounds[kept], meta)
     save_recording(recording, folder / f"run_{name}.npz")
@@ -266,7 +266,7 @@ def record_population(game: Game, folder: Path, *, batches: int = 30) -> None:
         "students": "untrained",
         "bns": game.fidelity.bns_reduction,
     }
-    _write(folder / "population.npz", arrays, meta | {"command": "python -m adadfq_lab.recordings"})
+    _write(folder / "population.npz", arrays, meta | {"command": "python -m adadfq_lab.game.recordings"})
 
 
 def _half(logits: list[Tensor]) -> NDArray[np.float16]:
@@ -300,7 +300,7 @@ def record_similarity(folder: Path, games: Mapping[str, Game] = MappingProxyType
             pass
         found[game.method.name] = differences(game)
     meta = {"teacher": TEACHER, "bits": "3w3a", "rounds": RUNS["gdfq_3w3a"].rounds, "bns": "sum"}
-    _write(folder / "similarity.npz", found, meta | {"command": "python -m adadfq_lab.recordings similarity"})
+    _write(folder / "similarity.npz", found, meta | {"command": "python -m adadfq_lab.game.recordings similarity"})
 
 
 def record_grid(folder: Path, data: ImageSet, *, common: int = 100, rounds: int = 40, samples: int = 320) -> None:
@@ -337,7 +337,7 @@ def record_grid(folder: Path, data: ImageSet, *, common: int = 100, rounds: int 
         "bns": "mean",
         "measured_on": data.source,
     }
-    meta |= {"seconds": round(time.time() - start), "command": "python -m adadfq_lab.recordings"}
+    meta |= {"seconds": round(time.time() - start), "command": "python -m adadfq_lab.game.recordings"}
     _write(folder / "grid.npz", arrays, meta)
 
 

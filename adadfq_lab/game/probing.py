@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from adadfq_lab.data.image_sets import ImageSet
-from adadfq_lab.game import Game
+from adadfq_lab.game.game import Game
 
 
 @torch.no_grad()
