@@ -22,10 +22,10 @@ from adadfq_lab.data.accuracy import accuracy
 from adadfq_lab.data.loading import load_data
 from adadfq_lab.equations import Bounds, normalized_entropy
 from adadfq_lab.game.recordings import TEACHER, load_population, load_recording
-from adadfq_lab.integer_layers import integers
+from adadfq_lab.integers.layers import integers
+from adadfq_lab.integers.packing import pack
 from adadfq_lab.machine.files import renewed, write_atomically
 from adadfq_lab.methods.generators import conditional_generator
-from adadfq_lab.packing import pack
 from adadfq_lab.student.quantize import quantize
 from adadfq_lab.style import BLUE, GREEN, GREY, ORANGE, PLAYER, PLAYER_DASH, PURPLE, TEXT, VERMILLION
 from adadfq_lab.svg import Bars, Line, Panel, Rule, chart, montage

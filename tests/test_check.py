@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from adadfq_lab import check, course, packing, progress
+from adadfq_lab import check, course, progress
 from adadfq_lab.errors import UserError
 from adadfq_lab.exercises import EXERCISES
 from adadfq_lab.grading import SEEDS, Exercise, Mistake, examine
+from adadfq_lab.integers import packing
 from adadfq_lab.student import quantizer
 
 GUIDE = (course.FOLDER / "instructor_guide.md").read_text(encoding="utf-8")

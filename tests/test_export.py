@@ -26,12 +26,12 @@ from networks_for_tests import (
 from torch import Tensor, nn
 
 from adadfq_lab.errors import UserError
-from adadfq_lab.export import Exported, export_onnx
-from adadfq_lab.integer_layers import integers
-from adadfq_lab.integer_run import run_integer
-from adadfq_lab.packing import unpack
+from adadfq_lab.integers.export import Exported, export_onnx
+from adadfq_lab.integers.inference import run_integer
+from adadfq_lab.integers.layers import integers
+from adadfq_lab.integers.packing import unpack
+from adadfq_lab.integers.runtimes import load
 from adadfq_lab.runs import observe_noise
-from adadfq_lab.runtimes import load
 from adadfq_lab.student.quantize import quantize
 from adadfq_lab.student.student import Student
 from adadfq_lab.student.student_files import load_student

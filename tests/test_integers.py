@@ -33,8 +33,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from adadfq_lab.data.loading import load_data
 from adadfq_lab.errors import UserError
-from adadfq_lab.integer_layers import Integers, integers
-from adadfq_lab.integer_run import compare_layers, convolve, run_integer, split_planes
+from adadfq_lab.integers.inference import compare_layers, convolve, run_integer, split_planes
+from adadfq_lab.integers.layers import Integers, integers
 from adadfq_lab.runs import observe_noise
 from adadfq_lab.student.layers import QuantConv2d
 from adadfq_lab.student.quantize import quantize
@@ -290,7 +290,7 @@ def test_every_product_is_of_integers(kind, generator):
     with products() as seen, torch.no_grad():
         Q(x)
     assert {torch.float32} in [types for _, types in seen]  # the spy sees what Q itself does
-    from adadfq_lab.operations import operations
+    from adadfq_lab.integers.operations import operations
 
     calls = sum(step.kind in ("conv", "linear") for step in operations(Q, SHAPE))
     with products() as seen:

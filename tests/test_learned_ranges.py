@@ -11,15 +11,15 @@ from torch import Tensor
 from adadfq_lab.errors import UserError
 from adadfq_lab.fidelity import FIDELITY
 from adadfq_lab.game.game import Game
-from adadfq_lab.integer_layers import integers
-from adadfq_lab.integer_run import run_integer
+from adadfq_lab.integers.inference import run_integer
+from adadfq_lab.integers.layers import integers
+from adadfq_lab.integers.packing import pack, unpack
 from adadfq_lab.methods.adadfq_lsq import adadfq_lsq
 from adadfq_lab.methods.adadfq_plus import adadfq_plus
 from adadfq_lab.methods.arc_ait import arc_ait
 from adadfq_lab.methods.gdfq import gdfq
 from adadfq_lab.methods.method import Rates
 from adadfq_lab.methods.registry import BEYOND, make_method
-from adadfq_lab.packing import pack, unpack
 from adadfq_lab.runs import RunConfig, build_game
 from adadfq_lab.student.learned_scales import learned_quantize
 from adadfq_lab.student.quantize import quantize
@@ -298,8 +298,8 @@ def test_its_integers_are_its_forward(bits, tmp_path):
 def test_an_exported_file_predicts_what_the_student_predicts(tmp_path):
     """ONNX Runtime on integers: every convolution, and the same class for every image but ties."""
     pytest.importorskip("onnxruntime")
-    from adadfq_lab.export import export_onnx
-    from adadfq_lab.verification import verify
+    from adadfq_lab.integers.export import export_onnx
+    from adadfq_lab.integers.verification import verify
 
     game = play(tiny_game(adadfq_lsq(), **RATES), WARMUP + 3)
     game.student.observing = False

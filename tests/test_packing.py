@@ -12,10 +12,10 @@ from networks_for_tests import CHANNELS, SIDE, Grouped, ResidualAdd, randomize
 from safetensors.torch import load_file
 
 from adadfq_lab.errors import UserError
-from adadfq_lab.integer_layers import integers
-from adadfq_lab.integer_run import run_integer
+from adadfq_lab.integers.inference import run_integer
+from adadfq_lab.integers.layers import integers
+from adadfq_lab.integers.packing import ideal_bytes, pack, pack_bits, unpack, unpack_bits
 from adadfq_lab.machine.files import load_tensors, save_tensors
-from adadfq_lab.packing import ideal_bytes, pack, pack_bits, unpack, unpack_bits
 from adadfq_lab.runs import observe_noise
 from adadfq_lab.student.quantize import quantize
 from adadfq_lab.student.quantizer import quant_range

@@ -14,14 +14,14 @@ from adadfq_lab.data.accuracy import accuracy
 from adadfq_lab.data.image_sets import ImageSet
 from adadfq_lab.data.loading import load_data
 from adadfq_lab.errors import UserError
-from adadfq_lab.export import Exported, export_onnx, sidecar
-from adadfq_lab.packing import pack
+from adadfq_lab.integers.export import Exported, export_onnx, sidecar
+from adadfq_lab.integers.packing import pack
+from adadfq_lab.integers.verification import float_network, verify
 from adadfq_lab.runs import observe_noise
 from adadfq_lab.student.quantize import quantize
 from adadfq_lab.student.student import Student
 from adadfq_lab.teacher.teacher import Teacher, wrap_teacher
 from adadfq_lab.teacher.teacher_files import load_teacher
-from adadfq_lab.verification import float_network, verify
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")

@@ -9,7 +9,7 @@ from adadfq_lab.data.accuracy import accuracy
 from adadfq_lab.data.image_sets import ImageSet
 from adadfq_lab.fidelity import FIDELITY
 from adadfq_lab.game.game import Game
-from adadfq_lab.integer_run import run_integer
+from adadfq_lab.integers.inference import run_integer
 from adadfq_lab.methods.generators import LatentGenerator
 from adadfq_lab.methods.method import Round
 from adadfq_lab.methods.registry import METHODS, make_method

@@ -26,7 +26,7 @@ def export(
         form: exact has sums in int32; qcdq rounds each convolution's output to 8 bits: faster, and at few bits less faithful.
         input_bits: Integers that stand for what the student leaves float at a layer's input.
     """
-    from adadfq_lab.export import export_onnx
+    from adadfq_lab.integers.export import export_onnx
     from adadfq_lab.student.student_files import load_student
 
     path = Path(run)
@@ -52,7 +52,7 @@ def verify(
         runtime: What runs the file.
     """
     from adadfq_lab.data.loading import load_data
-    from adadfq_lab.verification import verify as run_it
+    from adadfq_lab.integers.verification import verify as run_it
 
     found = run_it(file, load_data(data, "test") if data else None, runtime=runtime)
     say(found.as_json(), found.table(), json)

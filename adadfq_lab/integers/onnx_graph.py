@@ -7,7 +7,7 @@ quant_min taken off, which makes the zero point of a ReLU's grid 0. An activatio
     Clip             q_y = min(q_y, 2^n - 1)                               on integers
 
 What only moves numbers (pools of maxima, reshapes, concatenations) moves codes; what computes with them (residual adds, pools
-of means) computes in float32 on DequantizeLinear of them, as Q does. The layers are in `adadfq_lab.onnx_layers`.
+of means) computes in float32 on DequantizeLinear of them, as Q does. The layers are in `adadfq_lab.integers.onnx_layers`.
 """
 
 import operator
@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from adadfq_lab.integer_layers import Grid, Integers
-from adadfq_lab.operations import Operation
+from adadfq_lab.integers.layers import Grid, Integers
+from adadfq_lab.integers.operations import Operation
 from adadfq_lab.student.layers import QuantConv2d
 from adadfq_lab.student.quantizer import quant_range
 from adadfq_lab.student.student import Student

@@ -1,6 +1,6 @@
 """Is it really integer, and does it still score the same? Questions to an exported file, answered by running it.
 
-What a runtime executes is counted after all its optimisations (`adadfq_lab.runtimes`). The file's predictions are compared with
+What a runtime executes is counted after all its optimisations (`adadfq_lab.integers.runtimes`). The file's predictions are compared with
 those of the student it was made from, image by image; its time with that of the float network in torch, on one thread each, in
 turn.
 """
@@ -27,12 +27,12 @@ from torch import Tensor, nn
 from adadfq_lab.data.image_sets import ImageSet
 from adadfq_lab.data.loading import load_data
 from adadfq_lab.errors import UserError
-from adadfq_lab.export import FORMAT, sidecar
-from adadfq_lab.integer_layers import integers, on_cpu
+from adadfq_lab.integers.export import FORMAT, sidecar
+from adadfq_lab.integers.layers import integers, on_cpu
+from adadfq_lab.integers.packing import ideal_bytes, pack, unpack
+from adadfq_lab.integers.runtimes import FLOAT_PRODUCTS, INTEGER_CONVS, INTEGER_PRODUCTS, Runtime, load
 from adadfq_lab.machine.environment import import_extra
 from adadfq_lab.machine.timing import cpu
-from adadfq_lab.packing import ideal_bytes, pack, unpack
-from adadfq_lab.runtimes import FLOAT_PRODUCTS, INTEGER_CONVS, INTEGER_PRODUCTS, Runtime, load
 from adadfq_lab.student.layers import QuantConv2d, QuantLayer
 from adadfq_lab.student.quantizer import QuantActivation
 from adadfq_lab.student.student import Student

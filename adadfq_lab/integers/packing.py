@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from adadfq_lab.errors import UserError, first_line
-from adadfq_lab.integer_layers import Grid, IntegerLayer, Integers, integers
+from adadfq_lab.integers.layers import Grid, IntegerLayer, Integers, integers
 from adadfq_lab.machine.files import load_tensors, save_tensors
 from adadfq_lab.student.quantizer import quant_range
 from adadfq_lab.student.student import Student

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from adadfq_lab.errors import UserError, first_line
+from adadfq_lab.integers.onnx_layers import IMAGES, LOGITS
 from adadfq_lab.machine.environment import import_extra
-from adadfq_lab.onnx_layers import IMAGES, LOGITS
 
 Runtime = Literal["onnxruntime", "openvino"]
 INTEGER_CONVS = ("ConvInteger", "QLinearConv", "Convolution u8", "Convolution i8")

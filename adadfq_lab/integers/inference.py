@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adadfq_lab.errors import UserError
-from adadfq_lab.integer_layers import IntegerLayer, Integers, integers, on_cpu
-from adadfq_lab.operations import Operation, forward_values, operations
+from adadfq_lab.integers.layers import IntegerLayer, Integers, integers, on_cpu
+from adadfq_lab.integers.operations import Operation, forward_values, operations
 from adadfq_lab.student.layers import QuantConv2d
 from adadfq_lab.student.student import Student
 

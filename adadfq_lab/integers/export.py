@@ -3,7 +3,7 @@
     export_onnx(Q, Path("q.onnx"), P)
 
 writes three files: `q.onnx`, which ONNX Runtime runs; `q.student.safetensors`, the student itself, so that `verify` can
-compare; and `q.packed.safetensors`, the weights at n bits each. `adadfq_lab.onnx_graph` tells how the integers are laid out.
+compare; and `q.packed.safetensors`, the weights at n bits each. `adadfq_lab.integers.onnx_graph` tells how the integers are laid out.
 
 On a CPU a 3-bit network runs at int8 speed: its integers lie in bytes. The three bits pay in storage and on hardware that is
 built for them.
@@ -17,13 +17,13 @@ from types import ModuleType
 from typing import Any
 
 from adadfq_lab.errors import UserError
-from adadfq_lab.integer_layers import Integers, integers, on_cpu
+from adadfq_lab.integers.layers import Integers, integers, on_cpu
+from adadfq_lab.integers.onnx_graph import OnnxGraph
+from adadfq_lab.integers.onnx_layers import IMAGES, LOGITS, Form, write_operations
+from adadfq_lab.integers.operations import Operation, operations
+from adadfq_lab.integers.packing import pack
 from adadfq_lab.machine.environment import import_extra
 from adadfq_lab.machine.files import write_atomically
-from adadfq_lab.onnx_graph import OnnxGraph
-from adadfq_lab.onnx_layers import IMAGES, LOGITS, Form, write_operations
-from adadfq_lab.operations import Operation, operations
-from adadfq_lab.packing import pack
 from adadfq_lab.student.student import Student
 from adadfq_lab.student.student_files import save_student
 from adadfq_lab.teacher.teacher import Teacher

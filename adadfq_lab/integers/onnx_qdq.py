@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adadfq_lab.integer_layers import Grid, IntegerLayer
-from adadfq_lab.onnx_graph import LARGEST_PAIR, MIDDLE, Bounds, OnnxGraph, Value, padded, saturates
-from adadfq_lab.operations import Operation, forward_values
+from adadfq_lab.integers.layers import Grid, IntegerLayer
+from adadfq_lab.integers.onnx_graph import LARGEST_PAIR, MIDDLE, Bounds, OnnxGraph, Value, padded, saturates
+from adadfq_lab.integers.operations import Operation, forward_values
 from adadfq_lab.student.layers import QuantConv2d
 from adadfq_lab.student.student import Student
 
