@@ -18,11 +18,10 @@ import torch
 from adadfq_lab.data.accuracy import wilson
 from adadfq_lab.data.loading import load_data
 from adadfq_lab.errors import UserError
-from adadfq_lab.figures import curves, histograms, image_grid
-from adadfq_lab.figures_game import bars, grid_map
 from adadfq_lab.game.history import Column, History
 from adadfq_lab.game.recordings import load_grid, load_recording, load_similarity
-from adadfq_lab.style import page
+from adadfq_lab.views.figures import bars, curves, grid_map, histograms, image_grid
+from adadfq_lab.views.style import page
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from pathlib import Path
 import plotly.graph_objects as go
 
 from adadfq_lab.machine.files import write_atomically
-from adadfq_lab.style import GREY, STUDENT, TEACHER, figure, page
 from adadfq_lab.tables import Row, Summary, summaries
+from adadfq_lab.views.style import GREY, STUDENT, TEACHER, figure, page
 
 
 def table_figure(rows: Sequence[Row]) -> go.Figure:

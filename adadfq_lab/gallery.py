@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from adadfq_lab import live_views
 from adadfq_lab.course import PAGES
 from adadfq_lab.data.accuracy import accuracy
 from adadfq_lab.data.loading import load_data
@@ -27,12 +26,13 @@ from adadfq_lab.integers.packing import pack
 from adadfq_lab.machine.files import renewed, write_atomically
 from adadfq_lab.methods.generators import conditional_generator
 from adadfq_lab.student.quantize import quantize
-from adadfq_lab.style import BLUE, GREEN, GREY, ORANGE, PLAYER, PLAYER_DASH, PURPLE, TEXT, VERMILLION
-from adadfq_lab.svg import Bars, Line, Panel, Rule, chart, montage
 from adadfq_lab.tables import PAPER, difference, read_rows, shipped_results, summaries
 from adadfq_lab.teacher.networks import build_network
 from adadfq_lab.teacher.teacher_files import load_teacher
-from adadfq_lab.widgets import band_text
+from adadfq_lab.views import game_panels as live_views
+from adadfq_lab.views.charts import Bars, Line, Panel, Rule, chart, montage
+from adadfq_lab.views.style import BLUE, GREEN, GREY, ORANGE, PLAYER, PLAYER_DASH, PURPLE, TEXT, VERMILLION
+from adadfq_lab.views.widgets import band_text
 
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- gallery -->", "<!-- /gallery -->"

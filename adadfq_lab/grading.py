@@ -88,7 +88,7 @@ class Verdict:
     def _ipython_display_(self) -> None:
         from IPython import display
 
-        from adadfq_lab.style import show
+        from adadfq_lab.views.style import show
 
         display.display(display.HTML(self._repr_html_()))  # type: ignore[no-untyped-call]
         if self.figure is not None:
@@ -239,6 +239,6 @@ def _drawn(theirs: Any, expected: Any) -> Any:
     """The figure of yours against expected, where both are tensors of one shape."""
     if not (isinstance(theirs, Tensor) and isinstance(expected, Tensor) and theirs.shape == expected.shape):
         return None
-    from adadfq_lab.figures import yours_against_expected  # plotly is slow to import, and most answers are right
+    from adadfq_lab.views.figures import yours_against_expected  # plotly is slow to import, and most answers are right
 
     return yours_against_expected(theirs, expected)

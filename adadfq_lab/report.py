@@ -6,10 +6,8 @@ import io
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
 import torch
 from PIL import Image
 from torch import Tensor
@@ -18,8 +16,8 @@ from adadfq_lab.data.image_sets import ImageSet
 from adadfq_lab.game.game import Game
 from adadfq_lab.machine.files import write_atomically
 from adadfq_lab.records import read_records
-from adadfq_lab.style import BOUND, BOUND_COLOUR, BOUND_DASH, GENERATOR, STUDENT, TEACHER, figure
 from adadfq_lab.teacher.teacher import Teacher
+from adadfq_lab.views.game_panels import accuracy_figure, band_figure, gains_figure, loss_figure
 
 PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>{title}</title>
@@ -35,90 +33,6 @@ PAGE = """<!doctype html>
 {body}
 </html>
 """
-
-
-def smooth(values: np.ndarray, width: int) -> np.ndarray:
-    """Centred running mean over `width` rounds; shorter at either end. Missing values are left out of it."""
-    kernel = np.ones(max(1, min(width, len(values))))
-    known = np.isfinite(values)
-    total = np.convolve(np.where(known, values, 0.0), kernel, "same")
-    count = np.convolve(known.astype(float), kernel, "same")
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
-
-
-def _column(records: list[dict[str, Any]], name: str) -> np.ndarray:
-    return np.array([record.get(name, np.nan) for record in records], dtype=float)
-
-
-def _thin(count: int, most: int = 1000) -> np.ndarray:
-    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(int))
-
-
-def band_figure(records: list[dict[str, Any]]) -> go.Figure:
-    """H' of the samples of each round between lambda_l and lambda_u: median, and the range of the middle 80 %."""
-    h = np.array([np.quantile(record["h_prime"], [0.1, 0.5, 0.9]) for record in records])
-    width = max(1, len(records) // 60)
-    low, middle, high = (smooth(h[:, i], width) for i in range(3))
-    keep = _thin(len(records))
-    rounds = _column(records, "round")[keep]
-    fig = figure("Disagreement of the generated samples", "round", "H' (1: P and Q agree)")
-    fig.add_scatter(x=rounds, y=low[keep], mode="lines", line={"width": 0}, showlegend=False, hoverinfo="skip")
-    fig.add_scatter(x=rounds, y=high[keep], fill="tonexty", mode="lines", line={"width": 0}, name="middle 80 %")
-    fig.data[-1].fillcolor = "rgba(0,158,115,0.2)"
-    fig.add_scatter(x=rounds, y=middle[keep], mode="lines", line={"color": GENERATOR, "width": 2}, name="median H'")
-    for name, key in (("λ_l", "lower"), ("λ_u", "upper")):
-        line = {"color": BOUND_COLOUR[key], "dash": BOUND_DASH[key]}
-        fig.add_scatter(x=rounds, y=_column(records, key)[keep], mode="lines", line=line, name=name)
-    fig.update_yaxes(range=[0, 1.02])
-    return fig
-
-
-def loss_figure(records: list[dict[str, Any]]) -> go.Figure:
-    """Every loss term of both players, smoothed, on a logarithmic axis; a linear one where a term is negative, as with ZAQ."""
-    names = list(dict.fromkeys(name for record in records for name in record if name.startswith(("generator.", "student."))))
-    columns = {name: _column(records, name) for name in names}
-    log = not any((column < 0).any() for column in columns.values())
-    fig = figure("What the players minimise", "round", f"weighted loss term{' (log scale)' if log else ''}")
-    keep, dashes = _thin(len(records)), ("solid", "dash", "dot", "dashdot", "longdash")
-    rounds = _column(records, "round")[keep]
-    for i, (name, column) in enumerate(columns.items()):
-        player, term = name.split(".")
-        values = smooth(column, max(1, len(records) // 60))[keep]
-        colour = GENERATOR if player == "generator" else STUDENT
-        label = f"{'G' if player == 'generator' else 'Q'}: {term}"
-        values = np.maximum(values, 1e-5) if log else values
-        fig.add_scatter(x=rounds, y=values, mode="lines", name=label, line={"color": colour, "dash": dashes[i % 5]})
-    fig.update_yaxes(type="log" if log else "linear")
-    return fig
-
-
-def accuracy_figure(records: list[dict[str, Any]], result: dict[str, Any]) -> go.Figure:
-    """Accuracy of the student where it was measured, between the teacher's and the plainly quantised student's."""
-    fig = figure("What the student gains", "round", "top-1 accuracy (%)")
-    points = [(r["round"] + 1, r[k]) for r in records for k in ("calibrated", "accuracy") if k in r]
-    last = records[-1]["round"] + 1
-    for name, key, colour, dash in (("teacher P", "teacher", TEACHER, "solid"), ("plainly quantised", "plain", BOUND, "dot")):
-        fig.add_scatter(x=[0, last], y=[result[key]] * 2, mode="lines", name=name, line={"color": colour, "dash": dash})
-    x, y = [p[0] for p in points], [p[1]["top1"] for p in points]
-    error = {"array": [p[1]["high"] - p[1]["top1"] for p in points], "arrayminus": [p[1]["top1"] - p[1]["low"] for p in points]}
-    fig.add_scatter(x=x, y=y, mode="lines+markers", name="student Q", line={"color": STUDENT}, error_y=error)
-    return fig
-
-
-def gains_figure(records: list[dict[str, Any]]) -> go.Figure | None:
-    """The players' gains Δ_G and Δ_Q and their sum, as in Fig. 3; None where none were measured."""
-    found = [r for r in records if "gain_g" in r and r["phase"] == "play"]
-    if not found:
-        return None
-    fig = figure("The players' gains", "round", "change of disagreement in one move (nats)")
-    rounds, g, q = (np.array([r[k] for r in found]) for k in ("round", "gain_g", "gain_q"))
-    for values, name, colour, dash in (
-        (g, "Δ_G", GENERATOR, "solid"),
-        (q, "Δ_Q", STUDENT, "solid"),
-        (g + q, "sum", BOUND, "dot"),
-    ):
-        fig.add_scatter(x=rounds, y=values, mode="lines", name=name, line={"color": colour, "dash": dash})
-    return fig
 
 
 def sample_images(game: Game, teacher: Teacher, per_class: int, classes: tuple[int, ...]) -> Tensor:

@@ -12,9 +12,9 @@ import torch
 from games_for_tests import tiny_game
 from PIL import Image
 
-from adadfq_lab import figures, style
 from adadfq_lab.data.accuracy import Accuracy, wilson
 from adadfq_lab.equations import Bounds, entropy
+from adadfq_lab.views import figures, style
 
 CLASSES = tuple("abcd")
 
@@ -115,7 +115,7 @@ def test_the_first_figure_compiles_no_grammar():
     """After a figure is displayed and a FigureWidget made, plotly knows nbformat, and rfc3987_syntax can still be imported."""
     code = """
 import sys
-from adadfq_lab import live_views
+from adadfq_lab.views import game_panels as live_views
 live_views.FigureView().figure
 from plotly.io import _renderers
 assert _renderers.nbformat.__version__

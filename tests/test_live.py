@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 from games_for_tests import tiny_game, tiny_images
 
-from adadfq_lab import live, live_views
 from adadfq_lab.equations import Bounds
 from adadfq_lab.errors import UserError
 from adadfq_lab.game.history import History, Recorder, thin
 from adadfq_lab.game.recordings import load_recording
-from adadfq_lab.live import LiveRun
+from adadfq_lab.views import game_panels as live_views
+from adadfq_lab.views import live
+from adadfq_lab.views.live import LiveRun
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning:ipywidgets")
 

@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from adadfq_lab.svg import Bars, Line, Panel, Rule, chart, image, log_ticks, ticks
+from adadfq_lab.views.charts import Bars, Line, Panel, Rule, chart, image, log_ticks, ticks
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -11,11 +11,12 @@ import torch
 from games_for_tests import tiny_game
 
 import adadfq_lab as lab
-from adadfq_lab import live, svg, widgets
 from adadfq_lab.equations import Bounds
 from adadfq_lab.errors import UserError
 from adadfq_lab.game.recordings import load_population
-from adadfq_lab.live import LiveRun
+from adadfq_lab.views import charts as svg
+from adadfq_lab.views import live, widgets
+from adadfq_lab.views.live import LiveRun
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning:ipywidgets")
 

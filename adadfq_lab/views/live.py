@@ -27,9 +27,9 @@ from adadfq_lab.errors import UserError
 from adadfq_lab.game.game import Game
 from adadfq_lab.game.history import History, Recorder
 from adadfq_lab.game.probing import probe
-from adadfq_lab.live_views import View, make_view
 from adadfq_lab.machine.environment import Backend, fast, in_kernel, live_backend
 from adadfq_lab.machine.memory import release_freed_memory
+from adadfq_lab.views.renderers import View, make_view
 
 State = Literal["new", "running", "paused", "stopped", "finished", "failed"]
 INTERVAL = 0.2

@@ -1,4 +1,4 @@
-"""Things to drag: each an ipywidgets box around a chart of `adadfq_lab.svg`, redrawn when a control changes.
+"""Things to drag: each an ipywidgets box around a chart of `adadfq_lab.views.charts`, redrawn when a control changes.
 
     bounds_explorer()        λ_l and λ_u against the H' of recorded samples, or of a running game
     logit_playground()       P's and Q's logits of one image, and p_ds, H, H' that follow from them
@@ -18,18 +18,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from adadfq_lab import controls, live_views, svg
-from adadfq_lab.controls import Control
 from adadfq_lab.equations import Bounds, adaptability, disagreement_entropy, hinge, normalized_entropy, p_ds
 from adadfq_lab.errors import UserError
 from adadfq_lab.game.history import Column, History
 from adadfq_lab.game.method_comparison import Comparison, Look, Player, ideas
 from adadfq_lab.game.recordings import Population, Recording, load_population, load_recording
-from adadfq_lab.live import LiveRun
 from adadfq_lab.student.quantizer import codes, dequantize, qparams, quant_range
-from adadfq_lab.style import BLUE, BOUND_COLOUR, BOUND_DASH, GREEN, GREY, INSIDE, OKABE_ITO, PLAYER, PLAYER_DASH
-from adadfq_lab.svg import Bars, Line, Panel, Rule, chart
 from adadfq_lab.theory import decompose_bound
+from adadfq_lab.views import charts as svg
+from adadfq_lab.views import controls
+from adadfq_lab.views import game_panels as live_views
+from adadfq_lab.views.charts import Bars, Line, Panel, Rule, chart
+from adadfq_lab.views.controls import Control
+from adadfq_lab.views.live import LiveRun
+from adadfq_lab.views.style import BLUE, BOUND_COLOUR, BOUND_DASH, GREEN, GREY, INSIDE, OKABE_ITO, PLAYER, PLAYER_DASH
 
 GALLERY = ("adadfq_3w3a", "adadfq_5w5a", "gdfq_3w3a", "gdfq_5w5a")
 

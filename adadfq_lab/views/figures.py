@@ -1,12 +1,14 @@
 """The figures of the course, as pure functions from numbers to plotly figures: nothing is computed, kept or displayed here.
 
 Each takes tensors, arrays or lists, and gives a `go.Figure` with units on its axes and a description that says what is to be
-seen (`adadfq_lab.style.alt_text`). `lab.show(fig)` displays one; widgets and reports are built around the same functions.
+seen (`adadfq_lab.views.style.alt_text`). `lab.show(fig)` displays one; widgets and reports are built around the same functions.
+
+Pure plotly figures of notebooks 04 to 07: a grid over (lambda_l, lambda_u), and a bar for each row of a table.
 """
 
 import base64
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,11 +18,10 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 from torch import Tensor
 
-from adadfq_lab import style
 from adadfq_lab.data.accuracy import Accuracy
 from adadfq_lab.equations import Bounds
-from adadfq_lab.game.history import History, Record, Recorder, thin
 from adadfq_lab.student import quantizer
+from adadfq_lab.views import style
 
 Numbers = Tensor | ArrayLike
 Floats = NDArray[np.float64]
@@ -245,61 +246,6 @@ def bns_by_layer(distances: Mapping[str, Numbers], *, title: str = "Distance fro
     return fig
 
 
-# The game
-
-
-def training_curves(
-    records: History | Iterable[Record], *, title: str = "The game, round by round", points: int = 60
-) -> go.Figure:
-    """Mean H' with the middle 80 % shaded, agreement of P and Q, and the bounds, over rounds.
-
-    points: at most so many; longer games are averaged over equal stretches
-    """
-    history = records if isinstance(records, History) else _history(records)
-    h = history["h_prime"]
-    columns = (history["round"], h.mean(axis=1), *np.quantile(h, (0.1, 0.9), axis=1), history["agreement"])
-    rounds, mean, low, high, agreed = (thin(np.asarray(column, np.float32), points) for column in columns)
-    last = f"H' {h[-1].mean():.2f}, agreement {100 * history['agreement'][-1]:.0f} %"
-    alt = f"H' and agreement over {len(history)} rounds, with the bounds; in the last round {last}."
-    fig = style.figure(title, "round", "H', share of samples [0 to 1]", alt=alt, height=380)
-    fig.add_scatter(x=rounds, y=low, mode="lines", line={"width": 0}, showlegend=False, hoverinfo="skip")
-    shade = {"fill": "tonexty", "fillcolor": "rgba(0,158,115,0.2)", "line": {"width": 0}}
-    fig.add_scatter(x=rounds, y=high, mode="lines", name="middle 80 % of H'", hoverinfo="skip", **shade)
-    fig.add_scatter(x=rounds, y=mean, mode="lines", name="mean H'", line={"color": style.GENERATOR})
-    fig.add_scatter(x=rounds, y=agreed, mode="lines", name="agreement of P and Q", line=style.line("Q"))
-    for name in ("lower", "upper"):
-        pen = {"color": style.BOUND_COLOUR[name], "dash": style.BOUND_DASH[name], "shape": "hv"}
-        fig.add_scatter(x=history["round"], y=history[name], mode="lines", name=style.BOUND_NAME[name], line=pen)
-    fig.update_yaxes(range=[0, 1.02])
-    return fig
-
-
-def loss_curves(
-    records: History | Iterable[Record], *, title: str = "What the players minimise", points: int = 150
-) -> go.Figure:
-    """Every loss term of both players over rounds, logarithmic, at most `points` each; colours tell players, dashes terms."""
-    history = records if isinstance(records, History) else _history(records)
-    names = [name for name in history.columns if name.startswith(("generator.", "student."))]
-    alt = "Loss terms over rounds: " + ", ".join(f"{n} ends at {history[n][-1]:.3g}" for n in names) + "."
-    fig = style.figure(title, "round", "weighted loss term (log scale)", alt=alt)
-    for name in names:
-        player, term = name.split(".")
-        same = [other for other in names if other.startswith(player)]
-        letter = "G" if player == "generator" else "Q"
-        pen = {"color": style.PLAYER[letter], "dash": style.DASHES[same.index(name) % 6]}
-        x, y = thin(history["round"], points), thin(history[name].clip(1e-6), points)
-        fig.add_scatter(x=x, y=y, mode="lines", name=f"{letter}: {term}", line=pen)
-    fig.update_yaxes(type="log")
-    return fig
-
-
-def _history(records: Iterable[Record]) -> History:
-    recorder = Recorder()
-    for record in records:
-        recorder.add(record)
-    return recorder.history()
-
-
 def story() -> go.Figure:
     """The paper in one picture: who makes, who looks, and which way images and gradients go."""
     alt = (
@@ -363,3 +309,39 @@ def yours_against_expected(yours: Numbers, expected: Numbers) -> go.Figure:
     )
     fig.add_scatter(x=at, y=mine, mode="markers", name="yours", marker={"color": style.STUDENT, "symbol": "x", "size": 7})
     return fig
+
+
+GRID_WORDS = {
+    "accuracy": ("Accuracy of Q on real images [%]", ".1f"),
+    "test_loss": ("Cross-entropy of Q on real images [nats]", ".2f"),
+    "mean_h_prime": ("Mean H' of the last 320 samples", ".2f"),
+    "inside": ("Share of the last 320 samples in the band", ".2f"),
+    "mean_entropy": ("Mean H_info of the last 320 samples [nats]", ".2f"),
+}
+
+
+def grid_map(grid: Mapping[str, Any], quantity: str) -> go.Figure:
+    """A recorded quantity over the bounds, as Fig. 4(a): lambda_l upwards, lambda_u to the right, the value in each cell."""
+    title, digits = GRID_WORDS[quantity]
+    values, lower, upper = (np.asarray(grid[name], np.float64) for name in (quantity, "lower", "upper"))
+    known = values[np.isfinite(values)]
+    extent = f"from {known.min():{digits}} to {known.max():{digits}}, mean {known.mean():{digits}}"
+    alt = f"{title} for {len(known)} pairs of bounds: {extent}."
+    fig = style.figure(title, "upper bound λ_u", "lower bound λ_l", alt=alt, height=400)
+    text = [[f"{v:{digits}}" if np.isfinite(v) else "" for v in row] for row in values]
+    names = [f"{v:.1f}" for v in upper], [f"{v:.1f}" for v in lower]
+    fig.add_heatmap(z=values, x=names[0], y=names[1], text=text, texttemplate="%{text}", colorscale="Cividis", xgap=2, ygap=2)
+    fig.update_xaxes(type="category")
+    fig.update_yaxes(type="category")
+    return fig
+
+
+def bars(values: Mapping[str, float], *, title: str, x: str, y: str, errors: ArrayLike | None = None) -> go.Figure:
+    """One bar a name, with its value written on it and, where given, an interval of +- `errors`."""
+    words = ", ".join(f"{name} {value:.2f}" for name, value in values.items())
+    fig = style.figure(title, x, y, alt=f"{title}: {words}.")
+    interval = None if errors is None else {"type": "data", "array": np.asarray(errors), "color": style.TEXT}
+    numbers = [f"{value:.2f}" for value in values.values()]
+    fig.add_bar(x=list(values), y=list(values.values()), text=numbers, textposition="auto", error_y=interval, showlegend=False)
+    fig.data[0].marker.color = style.BLUE
+    return fig if errors is None else fig.update_traces(textposition="inside", insidetextanchor="middle")  # clear of intervals

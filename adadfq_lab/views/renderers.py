@@ -1,36 +1,16 @@
-"""What a live run draws: six panels of a `History`, as one FigureWidget, as one SVG, or not at all.
+"""How a live figure reaches the page: as a plotly widget, as SVG, or not at all. What it shows is `game_panels`."""
 
-`panels(history)` says once what is drawn; the two views only render it. A view is told to `publish` at most five times a
-second and sends at most POINTS points a line, less than 60 kB in all.
-"""
-
-import math
-from dataclasses import replace
 from functools import cached_property
 from importlib import import_module
 from typing import Any, Protocol
 
 import numpy as np
 
-from adadfq_lab.equations import Bounds
-from adadfq_lab.game.history import Column, History, thin
-from adadfq_lab.style import (
-    BOUND_COLOUR,
-    BOUND_DASH,
-    GREY,
-    INSIDE,
-    PATTERN,
-    PLAYER,
-    PLAYER_DASH,
-    TEMPLATE,
-    TEXT,
-    import_renderers,
-)
-from adadfq_lab.svg import Bars, Line, Panel, Rule, chart
+from adadfq_lab.game.history import Column, History
+from adadfq_lab.views.charts import Line, Panel, Rule
+from adadfq_lab.views.game_panels import COLUMNS, panels, svg
+from adadfq_lab.views.style import TEMPLATE, TEXT, import_renderers
 
-POINTS = 240
-BINS = 20
-COLUMNS = 2
 WIDTH = 900
 """Of the FigureWidget, in pixels: in a notebook's output plotly does not fill the width by itself."""
 
@@ -46,133 +26,6 @@ class View(Protocol):
     def publish(self, history: History) -> None: ...
     def display(self) -> None: ...
     def close(self) -> None: ...
-
-
-def histogram(h_prime: Column, bounds: Bounds, bins: int = BINS) -> list[Bars]:
-    """Shares [%] of the samples below, inside and above the band, binned over [0, 1]; each bin belongs to its samples' side."""
-    edges = np.linspace(0, 1, bins + 1)
-    below, above = h_prime <= bounds.lower, h_prime >= bounds.upper
-    sides = {"below": below, "inside": ~(below | above), "above": above}
-    colors = {"below": BOUND_COLOUR["lower"], "inside": INSIDE, "above": BOUND_COLOUR["upper"]}
-    total = max(1, len(h_prime))
-    made = []
-    for name, chosen in sides.items():
-        counts, _ = np.histogram(h_prime[chosen], edges)
-        made.append(Bars(name, edges, 100 * counts / total, colors[name], PATTERN[name]))
-    return made
-
-
-def bound_rules(bounds: Bounds, axis: str = "x") -> list[Rule]:
-    """λ_l and λ_u as lines across a panel of H'."""
-    values = (("lower", "λ_l", bounds.lower), ("upper", "λ_u", bounds.upper))
-    return [Rule(value, f"{name} {value:g}", BOUND_COLOUR[key], axis, BOUND_DASH[key]) for key, name, value in values]
-
-
-def panels(history: History, points: int = POINTS) -> list[Panel]:
-    """The six panels of a run; their number and that of their lines never changes."""
-    empty = len(history) == 0
-    rounds = thin(history["round"], points)
-    bounds = Bounds() if empty else history.bounds()
-    log_c = math.log(history.classes)
-    mean_h = history["h_prime"].mean(1) if not empty else history["round"]
-    mean_entropy = history["entropy"].mean(1) if not empty else history["round"]
-
-    def line(name: str, column: Column, color: str, dash: str = "solid", *, dots: bool = False, step: bool = False) -> Line:
-        return Line(name, rounds, thin(column, points), color, dash, dots, step)
-
-    def player(name: str, player: str, column: Column) -> Line:
-        return line(name, column, PLAYER[player], PLAYER_DASH[player])
-
-    last = float(history["round"][-1]) if not empty else 1.0
-    first = float(history["round"][0]) if not empty else 0.0
-    span = (first, max(last, first + 1))
-    newest = history.marks[-1:]  # only the newest is named: the words of several would lie on each other
-    marks = [Rule(mark.round, "" if mark not in newest else mark.text, GREY, "x", "longdash") for mark in history.marks[-6:]]
-    samples = history.last_samples()
-    losses = [history.total("generator"), history.total("student")]
-    log = not empty and not any((loss <= 0).any() for loss in losses)  # G's is often a hundred times Q's
-    accuracy = history["test.accuracy"]
-    return [
-        Panel(
-            "Disagreement against the band",
-            "round",
-            "H′ (1: P and Q agree)",
-            [
-                line("mean H′", mean_h, PLAYER["G"]),
-                line("λ_l", history["lower"], BOUND_COLOUR["lower"], BOUND_DASH["lower"], step=True),
-                line("λ_u", history["upper"], BOUND_COLOUR["upper"], BOUND_DASH["upper"], step=True),
-            ],
-            rules=marks,
-            x_range=span,
-            y_range=(0, 1),
-        ),
-        Panel(
-            f"H′ of the last {len(samples)} samples",
-            "H′ (1: P and Q agree)",
-            "samples [%]",
-            bars=histogram(samples, bounds),
-            rules=bound_rules(bounds),
-            x_range=(0, 1),
-        ),
-        Panel(
-            "What the players minimise",
-            "round",
-            "loss (log scale)" if log else "loss",
-            [player("G", "G", losses[0]), player("Q", "Q", losses[1])],
-            rules=marks,
-            x_range=span,
-            log=log,
-        ),
-        Panel(
-            "What a step does to the disagreement",
-            "round",
-            "gain [nats]",
-            [player("Δ_G", "G", history["gain_g"]), player("Δ_Q", "Q", history["gain_q"])],
-            rules=[Rule(0, "", GREY, "y", "dot"), *marks],
-            x_range=span,
-        ),
-        Panel(
-            "Entropy of the disagreement",
-            "round",
-            "H_info [nats]",
-            [player("mean H_info", "G", mean_entropy)],
-            rules=[Rule(log_c, "log C: full agreement", GREY, "y", "dot"), *(replace(mark, text="") for mark in marks)],
-            x_range=span,
-            y_range=(0, log_c * 1.15),
-        ),
-        Panel(
-            "How often Q is right",
-            "round",
-            "share [%]",
-            [
-                line("agrees with P (generated)", 100 * history["agreement"], PLAYER["G"], "dot"),
-                line("correct (real)", accuracy, PLAYER["Q"], "solid", dots=True),
-            ],
-            rules=marks,
-            x_range=span,
-            y_range=(0, 100),
-        ),
-    ]
-
-
-def describe(history: History) -> str:
-    """The state of a run in a sentence: the text alternative of its figure."""
-    if not len(history):
-        return "A game that has not begun: six empty charts."
-    bounds, h_prime = history.bounds(), history.last_samples()
-    inside = float(((h_prime > bounds.lower) & (h_prime < bounds.upper)).mean())
-    known = history["test.accuracy"][np.isfinite(history["test.accuracy"])]
-    right = f" Q is right on {known[-1]:.1f} % of the real test images." if len(known) else ""
-    return (
-        f"{len(history)} rounds played. H′ of the last {len(h_prime)} samples: mean {h_prime.mean():.2f}, "
-        f"{100 * inside:.0f} % between λ_l = {bounds.lower:g} and λ_u = {bounds.upper:g}. "
-        f"P and Q agree on {100 * float(history['agreement'][-10:].mean()):.0f} % of the generated images.{right}"
-    )
-
-
-def svg(history: History, points: int = 120) -> str:
-    """The six panels as one SVG."""
-    return chart(panels(history, points), alt=describe(history), columns=COLUMNS, width=440, height=225)
 
 
 class FigureView:
