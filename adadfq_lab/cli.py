@@ -23,8 +23,8 @@ from adadfq_lab.commands.runs import demo, evaluate, recipes, train, train_teach
 from adadfq_lab.commands.studies import evidence, grid, table
 from adadfq_lab.errors import UserError
 from adadfq_lab.machine.distributed import launched
-from adadfq_lab.run_folders import FULL
-from adadfq_lab.runs import RunConfig
+from adadfq_lab.runs.config import RunConfig
+from adadfq_lab.runs.folder import FULL
 from adadfq_lab.teacher.teacher_files import load_teacher
 
 
@@ -79,7 +79,7 @@ def course(action: tyro.conf.Positional[Literal["build", "check", "badges"]], ta
         action: What to do.
         target: For badges: OWNER/REPO@TAG.
     """
-    from adadfq_lab.course import badges_command, build_command, check_command
+    from adadfq_lab.authoring.build import badges_command, build_command, check_command
 
     if action == "badges":
         badges_command(target)
@@ -163,7 +163,7 @@ def main(arguments: list[str] | None = None) -> None:
             raise UserError("only train and demo play on several processes; start the others without torchrun")
         commands = COMMANDS
         if arguments[:1] in (["train"], ["grid"]):  # read twice: what the recipe or the method has is the default of the rest
-            from adadfq_lab.recipes import resolve, usual_run
+            from adadfq_lab.runs.recipes import resolve, usual_run
 
             asked = _parse(COMMANDS, arguments).keywords
             usual = resolve(asked["recipe"]) if asked.get("recipe") else usual_run(asked["config"].method)

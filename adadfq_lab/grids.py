@@ -10,7 +10,7 @@ folders to an engine (see `adadfq_lab.engines`), and any other scheduler can do 
     sessions.jsonl   a line for each time somebody began to play here: where, from which round
     log.txt          what the run printed
     failed.txt       why it ended without a result
-    .worker          locked while somebody plays here; the rest is as `adadfq_lab.runs` says
+    .worker          locked while somebody plays here; the rest is as `adadfq_lab.runs.run` says
 """
 
 import fcntl
@@ -32,8 +32,9 @@ from adadfq_lab.engines import Engine, InProcess, Local, Task
 from adadfq_lab.errors import UserError
 from adadfq_lab.machine.files import write_atomically
 from adadfq_lab.methods.registry import FILES, known_elsewhere
-from adadfq_lab.run_folders import checkpoints, last_checkpoint, round_of
-from adadfq_lab.runs import RunConfig, read_config, run
+from adadfq_lab.runs.config import RunConfig, read_config
+from adadfq_lab.runs.folder import checkpoints, last_checkpoint, round_of
+from adadfq_lab.runs.run import run
 
 State = Literal["done", "running", "failed", "stopped", "waiting"]
 ATTEMPTS = 3

@@ -25,7 +25,7 @@ from adadfq_lab.game.schedule import Schedule
 from adadfq_lab.machine.fields import build
 from adadfq_lab.machine.files import write_atomically
 from adadfq_lab.methods.registry import every_method, make_method
-from adadfq_lab.runs import RunConfig, read_config
+from adadfq_lab.runs.config import RunConfig, read_config
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from adadfq_lab.engines import InProcess, Local
 from adadfq_lab.errors import UserError
 from adadfq_lab.methods.method import Method
 from adadfq_lab.methods.registry import FILES, METHODS
-from adadfq_lab.runs import RunConfig
+from adadfq_lab.runs.config import RunConfig
 from adadfq_lab.tables import Budget
 
 PAGE = (Path(__file__).parents[1] / "docs" / "add_a_method.md").read_text(encoding="utf-8")

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from adadfq_lab import check, course, progress
+from adadfq_lab import check, progress
+from adadfq_lab.authoring import build as course
 from adadfq_lab.errors import UserError
 from adadfq_lab.exercises import EXERCISES
 from adadfq_lab.grading import SEEDS, Exercise, Mistake, examine

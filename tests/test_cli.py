@@ -26,7 +26,7 @@ from adadfq_lab.fidelity import CHOICES
 from adadfq_lab.methods.adadfq import adadfq
 from adadfq_lab.methods.method import Round
 from adadfq_lab.methods.registry import METHODS, every_method
-from adadfq_lab.records import read_records
+from adadfq_lab.runs.log import read_records
 from adadfq_lab.teacher.teacher_files import load_teacher
 
 ROUNDS = OBSERVE + 1
@@ -331,7 +331,7 @@ def test_train_takes_the_warm_up_that_serves_the_method(options, warmup, rounds,
         seen.append(config)
         raise UserError("seen enough")
 
-    monkeypatch.setattr("adadfq_lab.runs.run", play)
+    monkeypatch.setattr("adadfq_lab.runs.run.run", play)
     with pytest.raises(SystemExit):
         cli.main(["train", *options.split()])
     assert [(c.schedule.warmup, c.rounds) for c in seen] == [(warmup, rounds)]

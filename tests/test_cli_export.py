@@ -11,7 +11,7 @@ import torch
 from tiny_games import saved_teacher
 
 from adadfq_lab import cli
-from adadfq_lab.runs import observe_noise
+from adadfq_lab.runs.players import observe_noise
 from adadfq_lab.student.quantize import quantize
 from adadfq_lab.student.student_files import save_student
 

@@ -13,8 +13,9 @@ from adadfq_lab.game.game import Game
 from adadfq_lab.game.history import Record
 from adadfq_lab.machine.files import load_tensors
 from adadfq_lab.methods.registry import BEYOND, METHODS, make_method
-from adadfq_lab.records import read_records
-from adadfq_lab.runs import RunConfig, read_config, run
+from adadfq_lab.runs.config import RunConfig, read_config
+from adadfq_lab.runs.log import read_records
+from adadfq_lab.runs.run import run
 
 
 @pytest.fixture

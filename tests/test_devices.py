@@ -22,7 +22,7 @@ from adadfq_lab.methods.adadfq import adadfq
 from adadfq_lab.methods.generators import Generator, conditional_generator
 from adadfq_lab.methods.method import Round
 from adadfq_lab.methods.registry import BEYOND, METHODS, make_method
-from adadfq_lab.runs import observe_noise
+from adadfq_lab.runs.players import observe_noise
 from adadfq_lab.student.layers import QuantLayer
 from adadfq_lab.student.quantize import quantize
 from adadfq_lab.teacher.features import stages, with_features

@@ -4,10 +4,10 @@ import dataclasses
 import json
 
 from adadfq_lab import discrepancies
+from adadfq_lab.authoring.gallery import ROOT
 from adadfq_lab.data.loading import load_data
 from adadfq_lab.discrepancies import DISCREPANCIES, measure, page, switches, variants
 from adadfq_lab.fidelity import FIDELITY, Fidelity
-from adadfq_lab.gallery import ROOT
 
 
 def test_every_row_says_what_happens_and_what_it_changes():

@@ -20,8 +20,9 @@ from adadfq_lab.game.schedule import Schedule
 from adadfq_lab.grids import rounds_done
 from adadfq_lab.machine import distributed
 from adadfq_lab.machine.distributed import launched
-from adadfq_lab.records import read_records
-from adadfq_lab.runs import RunConfig, run
+from adadfq_lab.runs.config import RunConfig
+from adadfq_lab.runs.log import read_records
+from adadfq_lab.runs.run import run
 
 HERE = Path(__file__).parent
 

@@ -8,9 +8,10 @@ import torch
 from tiny_games import changed, play, state, tiny_game
 
 from adadfq_lab import cli, evidence
+from adadfq_lab.authoring.recording import differences
 from adadfq_lab.evidence import EVIDENCE, evidence_page, mean_distance
 from adadfq_lab.game.history import History
-from adadfq_lab.game.recordings import Recording, differences
+from adadfq_lab.game.recordings import Recording
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,7 @@ from adadfq_lab.integers.inference import run_integer
 from adadfq_lab.integers.layers import integers
 from adadfq_lab.integers.packing import unpack
 from adadfq_lab.integers.runtimes import load
-from adadfq_lab.runs import observe_noise
+from adadfq_lab.runs.players import observe_noise
 from adadfq_lab.student.quantize import quantize
 from adadfq_lab.student.student import Student
 from adadfq_lab.student.student_files import load_student

@@ -19,8 +19,8 @@ from adadfq_lab.game.game import Game
 from adadfq_lab.game.schedule import Schedule
 from adadfq_lab.machine.fields import build, fitting
 from adadfq_lab.machine.files import load_tensors, save_tensors
-from adadfq_lab.records import RecordLog
-from adadfq_lab.runs import RunConfig, read_config
+from adadfq_lab.runs.config import RunConfig, read_config
+from adadfq_lab.runs.log import RecordLog
 from adadfq_lab.student.student_files import load_student, rebuild_student, save_student
 from adadfq_lab.teacher.teacher_files import load_teacher
 

@@ -4,7 +4,8 @@ from html import escape
 
 import pytest
 
-from adadfq_lab import course, gallery
+from adadfq_lab.authoring import build as course
+from adadfq_lab.authoring import gallery
 
 README = (gallery.ROOT / "README.md").read_text(encoding="utf-8")
 PART = README.partition(gallery.BEGIN)[2].partition(gallery.END)[0]

@@ -20,7 +20,8 @@ from adadfq_lab.errors import UserError
 from adadfq_lab.game.schedule import Schedule
 from adadfq_lab.grids import busy, config_hash, folder_name, main, play_grid, play_one, prepare, rounds_done, state
 from adadfq_lab.machine.files import load_tensors
-from adadfq_lab.runs import RunConfig, run
+from adadfq_lab.runs.config import RunConfig
+from adadfq_lab.runs.run import run
 from adadfq_lab.sweeps import combinations, counts, status
 
 

@@ -234,9 +234,9 @@ def test_a_run_at_the_size_of_imagenet_goes_through(tmp_path, capsys):
     import dataclasses
     import time
 
-    from adadfq_lab.estimates import estimate
-    from adadfq_lab.recipes import recipe, shortened
-    from adadfq_lab.runs import run
+    from adadfq_lab.runs.estimates import estimate
+    from adadfq_lab.runs.recipes import recipe, shortened
+    from adadfq_lab.runs.run import run
     from adadfq_lab.teacher.networks import build_network
     from adadfq_lab.teacher.teacher import Teacher, TeacherInfo
     from adadfq_lab.teacher.teacher_files import save_teacher

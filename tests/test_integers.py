@@ -35,7 +35,7 @@ from adadfq_lab.data.loading import load_data
 from adadfq_lab.errors import UserError
 from adadfq_lab.integers.inference import compare_layers, convolve, run_integer, split_planes
 from adadfq_lab.integers.layers import Integers, integers
-from adadfq_lab.runs import observe_noise
+from adadfq_lab.runs.players import observe_noise
 from adadfq_lab.student.layers import QuantConv2d
 from adadfq_lab.student.quantize import quantize
 from adadfq_lab.student.quantizer import quant_range

@@ -20,7 +20,8 @@ from adadfq_lab.methods.arc_ait import arc_ait
 from adadfq_lab.methods.gdfq import gdfq
 from adadfq_lab.methods.method import Rates
 from adadfq_lab.methods.registry import BEYOND, make_method
-from adadfq_lab.runs import RunConfig, build_game
+from adadfq_lab.runs.config import RunConfig
+from adadfq_lab.runs.players import build_game
 from adadfq_lab.student.learned_scales import learned_quantize
 from adadfq_lab.student.quantize import quantize
 from adadfq_lab.student.quantizer import QuantActivation, codes, dequantize, fake_quantize, quant_range, weight_qparams

@@ -27,7 +27,8 @@ from adadfq_lab.methods.method import Method, Round
 from adadfq_lab.methods.qimera import qimera
 from adadfq_lab.methods.real import real
 from adadfq_lab.methods.registry import METHODS, make_method, register
-from adadfq_lab.runs import RunConfig, build_game
+from adadfq_lab.runs.config import RunConfig
+from adadfq_lab.runs.players import build_game
 
 N, C = 6, 7
 ADVERSARIAL = {"adasg", "adadfq", "zaq"}

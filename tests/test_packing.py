@@ -16,7 +16,7 @@ from adadfq_lab.integers.inference import run_integer
 from adadfq_lab.integers.layers import integers
 from adadfq_lab.integers.packing import ideal_bytes, pack, pack_bits, unpack, unpack_bits
 from adadfq_lab.machine.files import load_tensors, save_tensors
-from adadfq_lab.runs import observe_noise
+from adadfq_lab.runs.players import observe_noise
 from adadfq_lab.student.quantize import quantize
 from adadfq_lab.student.quantizer import quant_range
 from adadfq_lab.student.student import Student

@@ -9,18 +9,21 @@ import pytest
 import torch
 from tiny_games import SCHEDULE, images_for, saved_teacher
 
-from adadfq_lab import cli, recipes
+from adadfq_lab import cli
 from adadfq_lab.equations import Terms
 from adadfq_lab.errors import UserError
-from adadfq_lab.estimates import Estimate, estimate, largest_that_fits
 from adadfq_lab.machine.timing import duration
 from adadfq_lab.methods.adadfq import adadfq
 from adadfq_lab.methods.arc_ait import arc_ait
 from adadfq_lab.methods.method import Method, Round
 from adadfq_lab.methods.registry import METHODS
-from adadfq_lab.recipes import TEACHERS, override, recipe, resolve, shortened
-from adadfq_lab.records import read_records
-from adadfq_lab.runs import RunConfig, build_game, read_config, run
+from adadfq_lab.runs import recipes
+from adadfq_lab.runs.config import RunConfig, read_config
+from adadfq_lab.runs.estimates import Estimate, estimate, largest_that_fits
+from adadfq_lab.runs.log import read_records
+from adadfq_lab.runs.players import build_game
+from adadfq_lab.runs.recipes import TEACHERS, override, recipe, resolve, shortened
+from adadfq_lab.runs.run import run
 from adadfq_lab.teacher.teacher_files import load_teacher
 from adadfq_lab.teacher.zoo import ZOO
 
@@ -294,7 +297,7 @@ def test_an_estimate_counts_what_a_run_does(here):
 
 def test_too_little_memory_is_answered_with_less(here, monkeypatch):
     """Half the images a round until they fit, by the error that the allocator raises or by a limit; never below four."""
-    import adadfq_lab.estimates as estimates
+    import adadfq_lab.runs.estimates as estimates
 
     config = RunConfig("t", rounds=5, schedule=dataclasses.replace(SCHEDULE, batch=32), device="cpu")
     play, asked = estimates.build_game, []

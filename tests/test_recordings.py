@@ -9,13 +9,14 @@ import pytest
 import torch
 from games_for_tests import tiny_game, tiny_images
 
+from adadfq_lab.authoring.imagined import EVERY, LONG, ROUNDS, method
+from adadfq_lab.authoring.recording import RUNS, play_and_record
 from adadfq_lab.data.locations import stub_path
 from adadfq_lab.equations import disagreement_entropy, normalized_entropy
 from adadfq_lab.errors import UserError
 from adadfq_lab.game import recordings
 from adadfq_lab.game.probing import probe
-from adadfq_lab.game.recordings import RUNS, Recording, load_grid, load_population, load_recording, play_and_record
-from adadfq_lab.imagined import EVERY, LONG, ROUNDS, method
+from adadfq_lab.game.recordings import Recording, load_grid, load_population, load_recording
 
 SHIPPED = [f"run_{name}.npz" for name in (*RUNS, *LONG)] + ["population.npz", "grid.npz"]
 

@@ -25,9 +25,10 @@ from adadfq_lab.game.history import Record
 from adadfq_lab.machine.files import load_tensors
 from adadfq_lab.methods.adadfq import adadfq
 from adadfq_lab.methods.registry import METHODS
-from adadfq_lab.records import read_records
-from adadfq_lab.run_folders import checkpoint_path, last_checkpoint
-from adadfq_lab.runs import RunConfig, run
+from adadfq_lab.runs.config import RunConfig
+from adadfq_lab.runs.folder import checkpoint_path, last_checkpoint
+from adadfq_lab.runs.log import read_records
+from adadfq_lab.runs.run import run
 
 
 @pytest.fixture(scope="module")

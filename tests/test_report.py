@@ -15,7 +15,7 @@ from PIL import Image
 from tiny_games import OBSERVE, play, tiny_game, tiny_teacher
 
 from adadfq_lab.data.image_sets import ImageSet
-from adadfq_lab.report import image_grid, write_report
+from adadfq_lab.runs.report import image_grid, write_report
 from adadfq_lab.views.game_panels import accuracy_figure, band_figure, gains_figure, loss_figure, smooth
 
 ACCURACY = {"top1": 50.0, "low": 40.0, "high": 62.0, "images": 30}

@@ -26,9 +26,11 @@ from adadfq_lab.machine.interrupts import interrupts_wait
 from adadfq_lab.methods.adadfq import adadfq
 from adadfq_lab.methods.method import Round
 from adadfq_lab.methods.registry import METHODS
-from adadfq_lab.records import read_records
-from adadfq_lab.run_folders import last_checkpoint
-from adadfq_lab.runs import Result, RunConfig, build_student, observe_noise, run
+from adadfq_lab.runs.config import RunConfig
+from adadfq_lab.runs.folder import last_checkpoint
+from adadfq_lab.runs.log import read_records
+from adadfq_lab.runs.players import build_student, observe_noise
+from adadfq_lab.runs.run import Result, run
 from adadfq_lab.student.student_files import load_student
 from adadfq_lab.teacher.teacher_files import load_teacher
 
@@ -477,7 +479,7 @@ def test_what_a_run_adds_to_its_rounds_is_less_than_a_twentieth(tmp_path, monkey
             spent["loop"] += time.process_time()
 
     monkeypatch.setattr(Game, "round", timed("rounds", Game.round))
-    monkeypatch.setattr("adadfq_lab.runs.accuracy", timed("accuracy", accuracy))
+    monkeypatch.setattr("adadfq_lab.runs.run.accuracy", timed("accuracy", accuracy))
     run(RunConfig(stub=True, rounds=201, device="cpu", evaluate_every=0), tmp_path / "run", on_record=begins, report=False)
     added = spent["loop"] - spent["accuracy"] - spent["rounds"]
     assert (tmp_path / "run" / "round_000200.ckpt").exists()

@@ -10,7 +10,7 @@ from adadfq_lab.cli import main
 from adadfq_lab.errors import UserError
 from adadfq_lab.game.schedule import Schedule
 from adadfq_lab.grids import folder_name, prepare
-from adadfq_lab.runs import RunConfig
+from adadfq_lab.runs.config import RunConfig
 from adadfq_lab.sweeps import Status, combinations, status, varied
 from adadfq_lab.tables import Budget
 

@@ -17,7 +17,7 @@ from adadfq_lab.errors import UserError
 from adadfq_lab.integers.export import Exported, export_onnx, sidecar
 from adadfq_lab.integers.packing import pack
 from adadfq_lab.integers.verification import float_network, verify
-from adadfq_lab.runs import observe_noise
+from adadfq_lab.runs.players import observe_noise
 from adadfq_lab.student.quantize import quantize
 from adadfq_lab.student.student import Student
 from adadfq_lab.teacher.teacher import Teacher, wrap_teacher
@@ -76,7 +76,8 @@ def test_both_teachers_at_all_widths_on_two_thousand_images(name, bits, tmp_path
     import os
 
     from adadfq_lab.game.schedule import Schedule
-    from adadfq_lab.runs import RunConfig, run
+    from adadfq_lab.runs.config import RunConfig
+    from adadfq_lab.runs.run import run
 
     fashion = name.startswith("fashion")
     if not fashion and not (Path(os.environ.get("ADADFQ_DATA", "")) / "cifar10_test.npz").exists():

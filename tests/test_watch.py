@@ -11,8 +11,8 @@ import pytest
 
 from adadfq_lab import cli
 from adadfq_lab.errors import UserError
-from adadfq_lab.runs import RunConfig
-from adadfq_lab.watch import Log, Status, Watch, follow, scalars, sparkline, to_tensorboard
+from adadfq_lab.runs.config import RunConfig
+from adadfq_lab.runs.watch import Log, Status, Watch, follow, scalars, sparkline, to_tensorboard
 
 ROUNDS = 10
 

@@ -11,7 +11,7 @@ import tyro
 
 from adadfq_lab.commands import RUNS, Changes, Json, say
 from adadfq_lab.errors import UserError
-from adadfq_lab.runs import RunConfig
+from adadfq_lab.runs.config import RunConfig
 from adadfq_lab.student.student import Student
 from adadfq_lab.teacher.teacher import Teacher
 from adadfq_lab.teacher.teacher_files import load_teacher
@@ -56,7 +56,7 @@ def recipes(
         device: Where to estimate; the recipe's own if empty.
         probe: Seconds of real rounds behind the estimate of the time, three of each phase at least; 0 for no estimate.
     """
-    from adadfq_lab import recipes as known
+    from adadfq_lab.runs import recipes as known
 
     if action == "list":
         rows = list(known.recipes(method.lower()))
@@ -78,7 +78,7 @@ def recipes(
     config = known.override(known.resolve(name), *changes, *([f"device={device}"] if device else []))
     shown_as, text = known.summary(name, config)
     if probe > 0:
-        from adadfq_lab.estimates import estimate
+        from adadfq_lab.runs.estimates import estimate
 
         found = estimate(config, seconds=probe)
         shown_as, text = shown_as | {"estimate": found.as_json()}, f"{text}\n\n{found.table()}"
@@ -106,9 +106,9 @@ def train(
         from_round: Continue from the checkpoint of that round.
     """
     from adadfq_lab.machine.distributed import joined, restarted
-    from adadfq_lab.recipes import override
-    from adadfq_lab.run_folders import checkpoints
-    from adadfq_lab.runs import follow, run
+    from adadfq_lab.runs.folder import checkpoints
+    from adadfq_lab.runs.recipes import override
+    from adadfq_lab.runs.run import follow, run
 
     config = override(config, *changes)
     resume = resume or from_round is not None
@@ -152,7 +152,7 @@ def watch(
         html: Also write a web page that loads itself again.
         tensorboard: Instead, copy the log to this folder of TensorBoard's as it grows.
     """
-    from adadfq_lab import watch as views
+    from adadfq_lab.runs import watch as views
 
     if not 0 < every < math.inf:
         raise UserError(f"every must be a positive number of seconds, not {every}")
@@ -181,7 +181,7 @@ def evaluate(run_or_teacher: tyro.conf.Positional[str], data: str = "", stub: bo
     """
     from adadfq_lab.data.accuracy import accuracy
     from adadfq_lab.data.loading import load_data
-    from adadfq_lab.runs import fitting_data
+    from adadfq_lab.runs.players import fitting_data
     from adadfq_lab.student.student_files import load_student
 
     path = Path(run_or_teacher)

@@ -10,7 +10,7 @@ import tyro
 from adadfq_lab.commands import RUNS, Json, say
 from adadfq_lab.engines import EngineName, Resources, make_engine
 from adadfq_lab.errors import UserError
-from adadfq_lab.runs import RunConfig
+from adadfq_lab.runs.config import RunConfig
 
 
 def table(
@@ -148,7 +148,7 @@ def evidence(
     if unknown := [name for name in names if name not in EVIDENCE]:
         raise UserError(f"no evidence is called {unknown[0]!r}; choose from {', '.join(EVIDENCE)}")
     if play:
-        from adadfq_lab.game.recordings import main as record
+        from adadfq_lab.authoring.recording import main as record
 
         record(())
     found = [measure(name) for name in names or EVIDENCE]

@@ -42,12 +42,6 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise
 
 
-def renewed(text: str, begin: str, end: str, content: str) -> str:
-    """`text` with `content` in place of what stands between the marks `begin` and `end`, each on a line of its own."""
-    head, _, rest = text.partition(begin)
-    return f"{head}{begin}\n{content}\n{end}{rest.partition(end)[2]}"
-
-
 def digest(tensors: Mapping[str, Tensor], meta: str) -> str:
     """sha256 over `meta` and, in order of name, every tensor's name, type, shape and bytes."""
     total = hashlib.sha256(meta.encode())

@@ -15,7 +15,7 @@ from torch import Tensor
 from adadfq_lab.data.image_sets import ImageSet
 from adadfq_lab.game.game import Game
 from adadfq_lab.machine.files import write_atomically
-from adadfq_lab.records import read_records
+from adadfq_lab.runs.log import read_records
 from adadfq_lab.teacher.teacher import Teacher
 from adadfq_lab.views.game_panels import accuracy_figure, band_figure, gains_figure, loss_figure
 

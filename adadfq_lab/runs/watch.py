@@ -22,7 +22,7 @@ from typing import Any, Literal
 from adadfq_lab.errors import UserError
 from adadfq_lab.machine.files import write_atomically
 from adadfq_lab.machine.timing import duration
-from adadfq_lab.runs import RunConfig, read_config
+from adadfq_lab.runs.config import RunConfig, read_config
 
 LATELY = 200  # rounds that "now" is an average over
 BARS = "▁▂▃▄▅▆▇█"

@@ -1,6 +1,6 @@
 """The gallery of the README: a key figure of each notebook, drawn from what is shipped, committed in docs/gallery/.
 
-`make gallery` (`python -m adadfq_lab.gallery`) draws all of them again and writes the part of the README between BEGIN and END:
+`make gallery` (`python -m adadfq_lab.authoring.gallery`) draws all of them again and writes the part of the README between BEGIN and END:
 a figure, its description as alt text, and a sentence that reads it. Charts are SVG in a grey that shows on light and dark
 pages; images of G are PNG. Nothing is trained: recordings, results and the teacher in data_stubs/ are all it takes.
 """
@@ -16,14 +16,16 @@ import numpy as np
 import torch
 from PIL import Image
 
-from adadfq_lab.course import PAGES
+from adadfq_lab.authoring.build import PAGES
+from adadfq_lab.authoring.marks import renewed
+from adadfq_lab.authoring.recording import TEACHER
 from adadfq_lab.data.accuracy import accuracy
 from adadfq_lab.data.loading import load_data
 from adadfq_lab.equations import Bounds, normalized_entropy
-from adadfq_lab.game.recordings import TEACHER, load_population, load_recording
+from adadfq_lab.game.recordings import load_population, load_recording
 from adadfq_lab.integers.layers import integers
 from adadfq_lab.integers.packing import pack
-from adadfq_lab.machine.files import renewed, write_atomically
+from adadfq_lab.machine.files import write_atomically
 from adadfq_lab.methods.generators import conditional_generator
 from adadfq_lab.student.quantize import quantize
 from adadfq_lab.tables import PAPER, difference, read_rows, shipped_results, summaries

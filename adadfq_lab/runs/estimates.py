@@ -29,8 +29,9 @@ from adadfq_lab.errors import UserError
 from adadfq_lab.game.game import Game
 from adadfq_lab.machine.memory import forget_peak, out_of_memory, peak, release_freed_memory
 from adadfq_lab.machine.timing import duration, finish, timed
-from adadfq_lab.records import RecordLog
-from adadfq_lab.runs import RunConfig, build_game, build_student, fitting_data, observe_noise, smaller
+from adadfq_lab.runs.config import RunConfig, smaller
+from adadfq_lab.runs.log import RecordLog
+from adadfq_lab.runs.players import build_game, build_student, fitting_data, observe_noise
 from adadfq_lab.teacher.networks import build_network
 from adadfq_lab.teacher.teacher import Teacher, TeacherInfo
 from adadfq_lab.teacher.teacher_files import load_teacher

@@ -1,6 +1,9 @@
 """A run's folder on disk: its checkpoints, of which the last two are kept, and what a full disk does to it."""
 
+import dataclasses
 import errno
+import fcntl
+import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +12,8 @@ from pathlib import Path
 from adadfq_lab.errors import UserError
 from adadfq_lab.game.checkpoints import same_run
 from adadfq_lab.game.game import Game
+from adadfq_lab.machine.files import write_atomically
+from adadfq_lab.runs.config import RunConfig, read_config
 
 _CHECKPOINT = re.compile(r"round_\d+\.ckpt")  # and no copy that somebody made of one
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
@@ -94,3 +99,35 @@ def full_disk(folder: Path) -> Iterator[None]:
         raise UserError(
             f"cannot write to {folder}: {error.strerror}; make room, then: adadfq train --resume {folder}"
         ) from None
+
+
+@contextmanager
+def _claimed(folder: Path, config: RunConfig, resume: bool) -> Iterator[None]:
+    """Makes the folder and keeps other runs out of it; refuses one that holds another configuration."""
+    path = folder / "config.json"
+    if resume and not path.exists():
+        raise UserError(f"{folder} holds no run to resume")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("a")
+    except OSError as error:
+        raise UserError(f"cannot write to the run folder {folder}: {error.strerror}; choose another with --name") from None
+    with lock, full_disk(folder):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"another run is using {folder}; choose another --name, or wait for it") from None
+        if path.exists() and not resume:
+            raise UserError(f"{folder} already holds a run; continue it with --resume, or choose another --name")
+        if resume and dataclasses.replace(read_config(path), compile=config.compile) != config:
+            raise UserError(f"{folder} holds a run of another configuration; give the options in {path}")
+        for left in folder.iterdir():  # by a process that was killed while it wrote
+            if _TEMPORARY.fullmatch(left.name):
+                left.unlink()
+        write_atomically(path, json.dumps(config.as_json(), indent=1).encode())
+        yield
+
+
+_TEMPORARY = re.compile(
+    r"\.(round_\d+\.ckpt|config\.json|records\.jsonl|student\.safetensors|result\.json|report\.html)\.\w{8}"
+)

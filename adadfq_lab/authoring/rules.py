@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any
 
 import adadfq_lab
-from adadfq_lab.course import COPIES, FOLDER, GENERATED, Cell, build, copy_cells, masters, parse, read_target
+from adadfq_lab.authoring.build import COPIES, FOLDER, GENERATED, Cell, build, copy_cells, masters, parse, read_target
 
 MIN_CELLS, MAX_CELLS = 35, 50
 MAX_CODE, MAX_CELL, MAX_BYTES = 250, 25, 200_000

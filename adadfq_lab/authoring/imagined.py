@@ -7,7 +7,7 @@ what every recording has, their `meta` hold, of the finished generator:
     recognised   percent of 400 images in which P sees the class asked for
     bns          L_BNS of each batch norm of P on them, averaged over its channels
 
-`python -m adadfq_lab.imagined` records all three again, into `data_stubs/`: about ten minutes on two cores.
+`python -m adadfq_lab.authoring.imagined` records all three again, into `data_stubs/`: about ten minutes on two cores.
 """
 
 import dataclasses
@@ -20,6 +20,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from adadfq_lab.authoring.recording import TEACHER, sample_images
 from adadfq_lab.data.image_sets import ImageSet
 from adadfq_lab.data.loading import load_data
 from adadfq_lab.data.locations import stub_path
@@ -28,7 +29,7 @@ from adadfq_lab.fidelity import fidelity
 from adadfq_lab.game.game import Game
 from adadfq_lab.game.history import Recorder
 from adadfq_lab.game.probing import probe
-from adadfq_lab.game.recordings import TEACHER, Recording, sample_images, save_recording
+from adadfq_lab.game.recordings import Recording, save_recording
 from adadfq_lab.game.schedule import Schedule
 from adadfq_lab.methods.gdfq import gdfq
 from adadfq_lab.methods.method import Method, Round
@@ -87,7 +88,12 @@ def record(name: str, data: ImageSet, rounds: int = ROUNDS) -> Recording:
         "seed": 0,
         "kept": f"1 in {EVERY}",
     }
-    meta |= {"final": probe(game, data), "final_on": data.source, "command": "python -m adadfq_lab.imagined", **finished(game)}
+    meta |= {
+        "final": probe(game, data),
+        "final_on": data.source,
+        "command": "python -m adadfq_lab.authoring.imagined",
+        **finished(game),
+    }
     return Recording(name, recorder.history(), np.stack(images), tuple(at), meta)
 
 

@@ -1,12 +1,13 @@
 """The results that come with the package on one page: a row a method, a column a question. It stands in the README.
 
-`python -m adadfq_lab.overview` (or `make gallery`) writes it there, between the marks; `adadfq table` has every figure in it.
+`python -m adadfq_lab.authoring.overview` (or `make gallery`) writes it there, between the marks; `adadfq table` has every figure in it.
 """
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from adadfq_lab.machine.files import renewed, write_atomically
+from adadfq_lab.authoring.marks import renewed
+from adadfq_lab.machine.files import write_atomically
 from adadfq_lab.methods.registry import BEYOND, METHODS, REFERENCES
 from adadfq_lab.tables import PAPER, Row, Summary, read_rows, shipped_results, summaries
 

@@ -23,7 +23,7 @@ from adadfq_lab.errors import UserError
 from adadfq_lab.game.schedule import Schedule
 from adadfq_lab.machine.fields import read
 from adadfq_lab.methods.registry import METHODS, make_method
-from adadfq_lab.runs import RunConfig, read_config
+from adadfq_lab.runs.config import RunConfig, read_config
 
 TEACHERS = {
     "cifar10-resnet20": "pytorchcv:resnet20_cifar10",

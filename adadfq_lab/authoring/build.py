@@ -22,7 +22,7 @@ A heading of an exercise reads `### Exercise 2 ●●○ (5 minutes): ...`; the 
 `lab.check.<name>(<name>)`. The quiz is a cell `lab.quiz("01")`; its three questions are in `adadfq_lab/quiz_questions/01.json`.
 The last cell is markdown with the heading `## What you can now do`. No magics: every copy is a Python script as well.
 
-What a built pair must be (35 to 50 cells, no long cell, no stored output, ...) is checked by `adadfq_lab.course_check`.
+What a built pair must be (35 to 50 cells, no long cell, no stored output, ...) is checked by `adadfq_lab.authoring.rules`.
 Building is byte-stable: the same master gives the same four files on every machine.
 """
 
@@ -34,8 +34,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from adadfq_lab.authoring.marks import renewed
 from adadfq_lab.errors import UserError
-from adadfq_lab.machine.files import renewed
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 Copy = Literal["student", "solution"]
@@ -279,7 +279,7 @@ def minutes(folder: Path = FOLDER) -> str:
     """A table of `minutes.json`, or a line that says how to make that file."""
     path = folder / "minutes.json"
     if not path.exists():
-        return "Not measured yet: `python -m adadfq_lab.course_minutes`."
+        return "Not measured yet: `python -m adadfq_lab.authoring.minutes`."
     measured = json.loads(path.read_text(encoding="utf-8"))
     head = "all cells [s] | of a core [s] | first figure [s] | fast mode [s] | peak memory [MB] | libraries [MB] | load"
     rows = [f"| notebook | {head} |", "|---" * (1 + len(MEASURED)) + "|"]
@@ -293,7 +293,9 @@ def minutes(folder: Path = FOLDER) -> str:
         "large. A dash: not measured."
     )
     return (
-        f"Measured on {measured['machine']}, by `python -m adadfq_lab.course_minutes`:\n\n" + "\n".join(rows) + f"\n\n{words}"
+        f"Measured on {measured['machine']}, by `python -m adadfq_lab.authoring.minutes`:\n\n"
+        + "\n".join(rows)
+        + f"\n\n{words}"
     )
 
 
@@ -355,7 +357,7 @@ def badges_command(target: str) -> None:
 
 def check_command() -> None:
     """Checks the course and prints what is wrong, a line each; exits with status 1 if anything is."""
-    from adadfq_lab.course_check import problems
+    from adadfq_lab.authoring.rules import problems
 
     found = problems()
     print("\n".join(found) or f"{len(masters())} notebooks, nothing to complain about")

@@ -1,0 +1,68 @@
+"""The players of a run: a configuration turned into teacher, student and game."""
+
+import dataclasses
+
+import torch
+
+from adadfq_lab.data.image_sets import ImageSet
+from adadfq_lab.equations import Bounds
+from adadfq_lab.errors import UserError
+from adadfq_lab.fidelity import fidelity
+from adadfq_lab.game.game import Game
+from adadfq_lab.machine.devices import pick_device
+from adadfq_lab.methods.registry import make_method
+from adadfq_lab.runs.config import RunConfig
+from adadfq_lab.student.quantize import quantize
+from adadfq_lab.student.student import Student
+from adadfq_lab.teacher.teacher import Teacher
+
+
+def observe_noise(student: Student, shape: tuple[int, int, int], *, batches: int = 20, batch: int = 16, seed: int = 0) -> None:
+    """Lets Q see standard-normal images, so that it has activation ranges: quantization without data, plainly."""
+    generator = torch.Generator().manual_seed(seed)
+    device = next(student.parameters()).device
+    student.observing = True
+    with torch.no_grad():
+        for _ in range(batches):
+            student(torch.randn(batch, *shape, generator=generator).to(device).contiguous(memory_format=torch.channels_last))
+    student.observing = False
+
+
+def build_student(teacher: Teacher, config: RunConfig) -> Student:
+    """Q before the first round, as `config` asks."""
+    f = fidelity(config.fidelity)
+    return quantize(teacher, config.bits, ste=f.ste, rule=f.observer, zero_point=f.zero_point, every_input=config.every_input)
+
+
+def build_game(config: RunConfig, teacher: Teacher) -> Game:
+    """The game of a run before its first round."""
+    method = make_method(config.method, **config.settings)
+    if config.lower is not None or config.upper is not None:
+        bounds = Bounds(
+            method.bounds.lower if config.lower is None else config.lower,
+            method.bounds.upper if config.upper is None else config.upper,
+        )
+        method = dataclasses.replace(method, bounds=bounds)
+    return Game(
+        teacher,
+        build_student(teacher, config),
+        method,
+        seed=config.seed,
+        schedule=config.schedule,
+        fidelity=config.fidelity,
+        gains_every=config.gains_every,
+        precision=config.precision,
+        compile=config.compile,
+        device=pick_device(config.device),
+    )
+
+
+def fitting_data(teacher: Teacher, data: ImageSet) -> ImageSet:
+    """`data` in the shape that the teacher takes; raises UserError where it has another, or not as many classes."""
+    data = data.of_shape(teacher.info.input_shape)
+    if len(data.classes) != len(teacher.info.classes) or tuple(data.images.shape[1:]) != teacher.info.input_shape:
+        raise UserError(
+            f"teacher {teacher.info.name} takes {teacher.info.input_shape} images of {len(teacher.info.classes)} classes; "
+            f"{data.name} has {tuple(data.images.shape[1:])} of {len(data.classes)}"
+        )
+    return data
