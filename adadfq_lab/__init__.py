@@ -18,8 +18,8 @@ _MODULES: dict[str, str] = {
     "check_env": "machine.environment",
     "fast": "machine.environment",
     "live_backend": "machine.environment",
-    "progress": "check",
-    "quiz": "quizzes",
+    "progress": "course.check",
+    "quiz": "course.quizzes",
     "show": "views.style",
     # data and players
     "load_data": "data.loading",

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from adadfq_lab import check, progress
+from adadfq_lab import progress
 from adadfq_lab.authoring import build as course
+from adadfq_lab.course import check
+from adadfq_lab.course.exercises.catalogue import EXERCISES
+from adadfq_lab.course.grading import SEEDS, Exercise, Mistake, examine
 from adadfq_lab.errors import UserError
-from adadfq_lab.exercises import EXERCISES
-from adadfq_lab.grading import SEEDS, Exercise, Mistake, examine
 from adadfq_lab.integers import packing
 from adadfq_lab.student import quantizer
 

@@ -18,9 +18,9 @@ from adadfq_lab.authoring import build as course
 from adadfq_lab.authoring import minutes as course_minutes
 from adadfq_lab.authoring import rules as course_check
 from adadfq_lab.authoring.build import FOLDER, Cell, copy_cells, parse, to_notebook, to_script
+from adadfq_lab.course.quizzes import quiz
 from adadfq_lab.errors import UserError
 from adadfq_lab.machine import environment
-from adadfq_lab.quizzes import quiz
 
 NAME = "01_disagreement"
 TITLE = """# 01 · Test

@@ -9,8 +9,8 @@ import nbformat
 import pytest
 import torch
 
-from adadfq_lab import check
 from adadfq_lab.authoring import build as course
+from adadfq_lab.course import check
 from adadfq_lab.methods.registry import METHODS
 
 SOLUTIONS = [course.FOLDER / "solutions" / f"{path.stem}.py" for path in course.masters()]

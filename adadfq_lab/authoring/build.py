@@ -266,7 +266,7 @@ def fill_guide(text: str, folder: Path = FOLDER) -> str:
 
 def wrong_answers() -> str:
     """For each exercise its commonest wrong answers and its hint, in the words of the check."""
-    from adadfq_lab.exercises import EXERCISES
+    from adadfq_lab.course.exercises.catalogue import EXERCISES
 
     parts = []
     for name, exercise in EXERCISES.items():

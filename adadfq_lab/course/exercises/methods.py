@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from adadfq_lab.course.grading import Case, Exercise, Mistake
 from adadfq_lab.equations import BatchStatistics, Bounds, Terms, loss_bns
 from adadfq_lab.fidelity import fidelity
-from adadfq_lab.grading import Case, Exercise, Mistake
 from adadfq_lab.methods.method import Round
 
 TAU = 1.0

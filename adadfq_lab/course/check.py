@@ -1,8 +1,8 @@
 """Exercises that answer back: `lab.check.p_ds(p_ds)` says in words, at once, whether a learner's function is right.
 
 After the second failure there is a hint. What passed in this session is kept: `lab.progress()` shows it, and
-`lab.progress().save("progress.json")` writes it for handing in. How answers are judged is in `adadfq_lab.grading`; the
-exercises are in `adadfq_lab.exercises`.
+`lab.progress().save("progress.json")` writes it for handing in. How answers are judged is in `adadfq_lab.course.grading`; the
+exercises are in `adadfq_lab.course.exercises.catalogue`.
 """
 
 import copy
@@ -13,9 +13,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from adadfq_lab.course.exercises.catalogue import EXERCISES
+from adadfq_lab.course.grading import Exercise, Function, Verdict, examine
 from adadfq_lab.errors import UserError
-from adadfq_lab.exercises import EXERCISES
-from adadfq_lab.grading import Exercise, Function, Verdict, examine
 from adadfq_lab.machine.files import write_atomically
 
 

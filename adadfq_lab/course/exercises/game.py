@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adadfq_lab import equations, theory
+from adadfq_lab.course.grading import Case, Exercise, Mistake
 from adadfq_lab.equations import Bounds
-from adadfq_lab.grading import Case, Exercise, Mistake
 
 # Hidden cases, from a seed
 

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adadfq_lab.grading import Case, Exercise, Mistake
+from adadfq_lab.course.grading import Case, Exercise, Mistake
 from adadfq_lab.integers import packing
 from adadfq_lab.student.quantizer import quant_range
 

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adadfq_lab import equations
+from adadfq_lab.course.grading import Case, Exercise, Function, Mistake
 from adadfq_lab.equations import BatchStatistics, Bounds
-from adadfq_lab.grading import Case, Exercise, Function, Mistake
 from adadfq_lab.student import quantizer
 
 # Hidden cases, from a seed

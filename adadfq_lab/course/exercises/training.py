@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from adadfq_lab.grading import Case, Exercise, Mistake
+from adadfq_lab.course.grading import Case, Exercise, Mistake
 
 MB = 2**20
 

@@ -1,0 +1,1 @@
+"""The exercises that answer back, the quizzes, and how both are judged."""
