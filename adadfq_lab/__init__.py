@@ -128,7 +128,7 @@ _MODULES: dict[str, str] = {
     "method_explorer": "views.widgets",
     "grid_map": "views.figures",
     "bars": "views.figures",
-    "table_figure": "figures_tables",
+    "table_figure": "studies.tables",
 }
 """Public name: the module of this package that defines it."""
 

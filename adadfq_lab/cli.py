@@ -55,7 +55,7 @@ def bench(teacher: str = "cifar10_resnet20", batch: int = 16, bits: str = "3w3a"
         bits: Of weights and activations.
         rounds: Measurements of each kind.
     """
-    from adadfq_lab.bench import bench as time_it
+    from adadfq_lab.studies.bench import bench as time_it
 
     b = time_it(load_teacher(teacher), batch=batch, bits=bits, rounds=rounds)
     rows = [

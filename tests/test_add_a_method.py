@@ -12,13 +12,15 @@ import pytest
 import torch
 
 import adadfq_lab as lab
-from adadfq_lab import cli, grids, methods, tables
-from adadfq_lab.engines import InProcess, Local
+from adadfq_lab import cli, methods
 from adadfq_lab.errors import UserError
 from adadfq_lab.methods.method import Method
 from adadfq_lab.methods.registry import FILES, METHODS
 from adadfq_lab.runs.config import RunConfig
-from adadfq_lab.tables import Budget
+from adadfq_lab.studies import grid as grids
+from adadfq_lab.studies import tables
+from adadfq_lab.studies.engines import InProcess, Local
+from adadfq_lab.studies.tables import Budget
 
 PAGE = (Path(__file__).parents[1] / "docs" / "add_a_method.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)

@@ -10,9 +10,9 @@ from tiny_games import BATCH, play, tiny_teacher
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from adadfq_lab import bench
-from adadfq_lab.bench import Bench, Floor, Textbook, relative_difference
 from adadfq_lab.game.game import Game
+from adadfq_lab.studies import bench
+from adadfq_lab.studies.bench import Bench, Floor, Textbook, relative_difference
 from adadfq_lab.teacher.networks import resnet8
 
 

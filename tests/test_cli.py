@@ -340,7 +340,7 @@ def test_train_takes_the_warm_up_that_serves_the_method(options, warmup, rounds,
 def test_grid_takes_the_warm_up_that_serves_the_method(tmp_path, monkeypatch):
     """As `adadfq train` does."""
     seen = []
-    monkeypatch.setattr("adadfq_lab.grids.play_grid", lambda configs, *_, **__: seen.extend(configs))
+    monkeypatch.setattr("adadfq_lab.studies.grid.play_grid", lambda configs, *_, **__: seen.extend(configs))
     for options in ("--method intraq", "--method intraq --warmup 300 --rounds 700"):
         with pytest.raises(SystemExit):  # nothing was played, so there is no status
             cli.main(["grid", "play", str(tmp_path), "--vary", "seed=0", *options.split()])

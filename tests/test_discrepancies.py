@@ -3,11 +3,11 @@
 import dataclasses
 import json
 
-from adadfq_lab import discrepancies
 from adadfq_lab.authoring.gallery import ROOT
 from adadfq_lab.data.loading import load_data
-from adadfq_lab.discrepancies import DISCREPANCIES, measure, page, switches, variants
 from adadfq_lab.fidelity import FIDELITY, Fidelity
+from adadfq_lab.studies import paper_and_code as discrepancies
+from adadfq_lab.studies.paper_and_code import DISCREPANCIES, measure, page, switches, variants
 
 
 def test_every_row_says_what_happens_and_what_it_changes():

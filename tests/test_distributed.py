@@ -17,12 +17,12 @@ from tiny_games import images_for, saved_teacher, tiny_game
 from torch import Tensor, nn
 
 from adadfq_lab.game.schedule import Schedule
-from adadfq_lab.grids import rounds_done
 from adadfq_lab.machine import distributed
 from adadfq_lab.machine.distributed import launched
 from adadfq_lab.runs.config import RunConfig
 from adadfq_lab.runs.log import read_records
 from adadfq_lab.runs.run import run
+from adadfq_lab.studies.grid_run import rounds_done
 
 HERE = Path(__file__).parent
 

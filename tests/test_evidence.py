@@ -7,11 +7,12 @@ import pytest
 import torch
 from tiny_games import changed, play, state, tiny_game
 
-from adadfq_lab import cli, evidence
+from adadfq_lab import cli
 from adadfq_lab.authoring.recording import differences
-from adadfq_lab.evidence import EVIDENCE, evidence_page, mean_distance
 from adadfq_lab.game.history import History
 from adadfq_lab.game.recordings import Recording
+from adadfq_lab.studies import paper_figures as evidence
+from adadfq_lab.studies.paper_figures import EVIDENCE, evidence_page, mean_distance
 
 
 @pytest.fixture(scope="module")

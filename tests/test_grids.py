@@ -14,15 +14,16 @@ from pathlib import Path
 import pytest
 from tiny_games import images_for, saved_teacher
 
-from adadfq_lab import grids
-from adadfq_lab.engines import Resources, Task, make_engine
 from adadfq_lab.errors import UserError
 from adadfq_lab.game.schedule import Schedule
-from adadfq_lab.grids import busy, config_hash, folder_name, main, play_grid, play_one, prepare, rounds_done, state
 from adadfq_lab.machine.files import load_tensors
 from adadfq_lab.runs.config import RunConfig
 from adadfq_lab.runs.run import run
-from adadfq_lab.sweeps import combinations, counts, status
+from adadfq_lab.studies import grid as grids
+from adadfq_lab.studies.engines import Resources, Task, make_engine
+from adadfq_lab.studies.grid import config_hash, folder_name, play_grid, prepare
+from adadfq_lab.studies.grid_run import busy, main, play_one, rounds_done, state
+from adadfq_lab.studies.sweeps import combinations, counts, status
 
 
 @pytest.fixture
@@ -256,7 +257,7 @@ def test_rounds_done_reads_whole_lines_only(tmp_path):
 
 
 def test_a_folder_that_is_none_of_a_grid_is_left_alone(tmp_path, capsys):
-    """`python -m adadfq_lab.grids` takes one folder that waits for a run; a run's own folder keeps its config.json."""
+    """`python -m adadfq_lab.studies.grid` takes one folder that waits for a run; a run's own folder keeps its config.json."""
     (tmp_path / "config.json").write_text("{}")
     for arguments, what in (
         ([], "give one folder of a grid"),
@@ -280,5 +281,5 @@ def test_a_run_that_finishes_while_one_looks_is_done(tmp_path, monkeypatch):
 def test_a_failed_run_that_is_begun_again_while_one_looks_has_a_status(config, tmp_path, monkeypatch):
     """failed.txt is gone by the time it is to be read."""
     (folder,) = prepare([config], tmp_path / "grid")
-    monkeypatch.setattr("adadfq_lab.sweeps.state", lambda folder: "failed")
+    monkeypatch.setattr("adadfq_lab.studies.sweeps.state", lambda folder: "failed")
     assert [(row.folder, row.state, row.note) for row in status(tmp_path / "grid")] == [(folder, "failed", "")]

@@ -5,7 +5,7 @@ from pathlib import Path
 from test_tables import a_row
 
 from adadfq_lab.authoring import overview
-from adadfq_lab.tables import read_rows, shipped_results
+from adadfq_lab.studies.tables import read_rows, shipped_results
 
 ROOT = Path(__file__).parents[1]
 

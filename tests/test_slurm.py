@@ -15,8 +15,8 @@ import pytest
 from slurm_here import missing, slurm
 from tiny_games import images_for, saved_teacher
 
-from adadfq_lab.grids import rounds_done
-from adadfq_lab.sweeps import Status, status
+from adadfq_lab.studies.grid_run import rounds_done
+from adadfq_lab.studies.sweeps import Status, status
 
 pytestmark = [pytest.mark.slurm, pytest.mark.skipif(bool(missing()), reason=f"there is no {', '.join(missing())}")]
 

@@ -9,10 +9,10 @@ from tiny_games import images_for, saved_teacher
 from adadfq_lab.cli import main
 from adadfq_lab.errors import UserError
 from adadfq_lab.game.schedule import Schedule
-from adadfq_lab.grids import folder_name, prepare
 from adadfq_lab.runs.config import RunConfig
-from adadfq_lab.sweeps import Status, combinations, status, varied
-from adadfq_lab.tables import Budget
+from adadfq_lab.studies.grid import folder_name, prepare
+from adadfq_lab.studies.sweeps import Status, combinations, status, varied
+from adadfq_lab.studies.tables import Budget
 
 
 def test_every_combination_once():
@@ -141,7 +141,7 @@ def test_adadfq_grid_plays_and_shows(tmp_path, monkeypatch, capsys):
 def test_a_table_is_played_by_an_engine(tmp_path, monkeypatch, capsys):
     """`adadfq table --play --engine inprocess` plays its runs here and shows them."""
     monkeypatch.setenv("ADADFQ_DATA", str(tmp_path))
-    monkeypatch.setattr("adadfq_lab.tables.BUDGETS", {"short": Budget(2, batch=4, warmup=1)})
+    monkeypatch.setattr("adadfq_lab.studies.tables.BUDGETS", {"short": Budget(2, batch=4, warmup=1)})
     teacher = tmp_path / "teacher.safetensors"
     saved_teacher(teacher, classes=10, data="cifar10")
     images_for(tmp_path, "cifar10")

@@ -9,11 +9,12 @@ import random
 
 import pytest
 
-from adadfq_lab import cli, tables
+from adadfq_lab import cli
 from adadfq_lab.errors import UserError
-from adadfq_lab.figures_tables import table_figure, write_table_figure
-from adadfq_lab.grids import folder_name
 from adadfq_lab.methods.registry import METHODS, make_method
+from adadfq_lab.studies import tables
+from adadfq_lab.studies.grid import folder_name
+from adadfq_lab.studies.tables import table_figure, write_table_figure
 
 
 def a_row(**different) -> tables.Row:

@@ -8,9 +8,9 @@ from typing import Literal
 import tyro
 
 from adadfq_lab.commands import RUNS, Json, say
-from adadfq_lab.engines import EngineName, Resources, make_engine
 from adadfq_lab.errors import UserError
 from adadfq_lab.runs.config import RunConfig
+from adadfq_lab.studies.engines import EngineName, Resources, make_engine
 
 
 def table(
@@ -53,9 +53,9 @@ def table(
         csv: Print every run as a line of CSV in place of the table.
         figure: Also write the table as a plotly figure, in one HTML file.
     """
-    from adadfq_lab import tables
-    from adadfq_lab.grids import play_grid
     from adadfq_lab.methods.registry import METHODS
+    from adadfq_lab.studies import tables
+    from adadfq_lab.studies.grid import play_grid
 
     if play:
         player = make_engine(engine, workers, folder, resources)
@@ -87,7 +87,7 @@ def table(
         if not rows:
             raise UserError("no result fits these options; play it with --play, or ask for less")
     if figure:
-        from adadfq_lab.figures_tables import write_table_figure
+        from adadfq_lab.studies.tables import write_table_figure
 
         write_table_figure(rows, figure)
     say([dataclasses.asdict(row) for row in rows], tables.as_csv(rows) if csv else tables.markdown(rows), json)
@@ -118,8 +118,8 @@ def grid(
         engine: Where to play: in processes of this machine, in this process, by submitit on this machine, or on Slurm.
         resources: What each run gets on Slurm.
     """
-    from adadfq_lab.grids import play_grid
-    from adadfq_lab.sweeps import as_json, combinations, status, status_text
+    from adadfq_lab.studies.grid import play_grid
+    from adadfq_lab.studies.sweeps import as_json, combinations, status, status_text
 
     if action == "play":
         play_grid(combinations(config, vary), folder, engine=make_engine(engine, workers, folder, resources))
@@ -141,9 +141,9 @@ def evidence(
         figure: Also write the figures, in one HTML file.
         play: Record the games again first: about half an hour on two cores, in a checkout.
     """
-    from adadfq_lab.evidence import EVIDENCE, evidence_page
-    from adadfq_lab.evidence import evidence as measure
     from adadfq_lab.machine.files import write_atomically
+    from adadfq_lab.studies.paper_figures import EVIDENCE, evidence_page
+    from adadfq_lab.studies.paper_figures import evidence as measure
 
     if unknown := [name for name in names if name not in EVIDENCE]:
         raise UserError(f"no evidence is called {unknown[0]!r}; choose from {', '.join(EVIDENCE)}")

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 from adadfq_lab.errors import UserError
-from adadfq_lab.grids import State, failure, rounds_done, state
 from adadfq_lab.methods.registry import make_method
 from adadfq_lab.runs.config import RunConfig, read_config
 from adadfq_lab.runs.recipes import override, usual_run
+from adadfq_lab.studies.grid_run import State, failure, rounds_done, state
 
 
 def combinations(config: RunConfig, vary: Sequence[str]) -> list[RunConfig]:

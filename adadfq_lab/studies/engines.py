@@ -89,7 +89,7 @@ class InProcess:
     capacity, poll_seconds = 1, 0.0
 
     def submit(self, folders: Sequence[Path]) -> list[Task]:
-        from adadfq_lab.grids import work
+        from adadfq_lab.studies.grid_run import work
 
         for folder in folders:
             with suppress(UserError):  # it is noted in the folder, and the others go on
@@ -114,7 +114,7 @@ class Local:
 
     def _start(self, folder: Path) -> subprocess.Popen[bytes]:
         with (folder / "log.txt").open("a") as log:
-            command = [sys.executable, "-m", "adadfq_lab.grids", str(folder)]
+            command = [sys.executable, "-m", "adadfq_lab.studies.grid", str(folder)]
             return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
     def ended(self, tasks: Sequence[Task]) -> list[Task]:
@@ -133,7 +133,7 @@ class Play:
     """What a submitit job runs: it plays one folder, and, when it is preempted or out of time, asks to be queued again."""
 
     def __call__(self, folder: str) -> None:
-        from adadfq_lab.grids import work
+        from adadfq_lab.studies.grid_run import work
 
         if cpus := os.environ.get("SLURM_CPUS_PER_TASK"):
             torch.set_num_threads(int(cpus))

@@ -4,7 +4,7 @@
 housekeeping. Where a row is a switch of `fidelity`, `SWITCHES` has what it changes: AdaDFQ at 3w3a on CIFAR-10, 600 rounds,
 seed 0, one switch moved at a time, top-1 on 2,000 training images (so that nothing here was chosen on test images).
 
-`python -m adadfq_lab.discrepancies` measures them again, into data_stubs/switches.json: two minutes a switch on two cores.
+`python -m adadfq_lab.studies.paper_and_code` measures them again, into data_stubs/switches.json: two minutes a switch on two cores.
 `page()` is docs/paper_and_code.md.
 """
 
@@ -368,7 +368,7 @@ def main() -> None:
             continue
         found.setdefault(name, {})[value] = round(measure(f, data), 2)
         print(f"{name or 'default'} {value}: {found[name][value]} %", file=sys.stderr, flush=True)
-        meta = {"measured_on": data.source, "rounds": 600, "seed": 0, "command": "python -m adadfq_lab.discrepancies"}
+        meta = {"measured_on": data.source, "rounds": 600, "seed": 0, "command": "python -m adadfq_lab.studies.paper_and_code"}
         write_atomically(path, json.dumps({"top1": found, **meta}, indent=1).encode())
     write_atomically(ROOT / "docs" / "paper_and_code.md", page().encode())
 

@@ -1,0 +1,1 @@
+"""Many runs: grids, tables, the paper's figures in small, and benchmarks."""
