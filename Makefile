@@ -39,7 +39,7 @@ test-slurm: $(VENV)/.dev slurm  ## a grid on a real Slurm of one node, started o
 	$(BIN)/python -m pytest -m slurm $(ARGS)
 
 test-floor: $(FLOOR)/.floor  ## the solution notebooks on the oldest notebook stack supported, Colab's
-	$(FLOOR)/bin/python tests/execute_notebooks.py $(ARGS)
+	$(FLOOR)/bin/python tests/helpers/execute_notebooks.py $(ARGS)
 
 gallery: $(VENV)/.dev  ## draw the README's figures and its table again
 	$(BIN)/python -m adadfq_lab.authoring.gallery

@@ -127,7 +127,7 @@ def test_wheel_contains_the_package_and_nothing_else(wheel):
     inside = {name for name in wheel.namelist() if not name.startswith("adadfq_lab/data_stubs/")}
     assert inside == package | metadata
     assert "adadfq_lab/py.typed" in inside
-    assert "adadfq = adadfq_lab.cli:main" in wheel.read(f"{info}/entry_points.txt").decode()
+    assert "adadfq = adadfq_lab.cli.main:main" in wheel.read(f"{info}/entry_points.txt").decode()
 
 
 def test_citation_names_this_version_and_the_paper():

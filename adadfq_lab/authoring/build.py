@@ -19,7 +19,7 @@ may carry tags: `# %% tags=["stub"]`. These tags mean something here:
     figure     a cell that shows a figure by other means than `lab.show(...)`; the next cell must be markdown that reads it
 
 A heading of an exercise reads `### Exercise 2 ●●○ (5 minutes): ...`; the cell after stub and solution ends in
-`lab.check.<name>(<name>)`. The quiz is a cell `lab.quiz("01")`; its three questions are in `adadfq_lab/quiz_questions/01.json`.
+`lab.check.<name>(<name>)`. The quiz is a cell `lab.quiz("01")`; its questions are in adadfq_lab/course/quiz_questions/01.json.
 The last cell is markdown with the heading `## What you can now do`. No magics: every copy is a Python script as well.
 
 What a built pair must be (35 to 50 cells, no long cell, no stored output, ...) is checked by `adadfq_lab.authoring.rules`.
@@ -37,7 +37,7 @@ from typing import Any, Literal
 from adadfq_lab.authoring.marks import renewed
 from adadfq_lab.errors import UserError
 
-FOLDER = Path(__file__).parents[1] / "notebooks"
+FOLDER = Path(__file__).parents[2] / "notebooks"
 Copy = Literal["student", "solution"]
 COPIES: tuple[Copy, ...] = ("student", "solution")
 TAGS = {"title", "setup", "stub", "solution", "live", "figure"}
@@ -339,27 +339,3 @@ def set_badges(target: str, folder: Path = FOLDER) -> list[Path]:
         raise UserError(f"{target!r} is not of the form OWNER/REPO@TAG, as in octocat/adadfq_lab@v0.1.0")
     (folder / "masters" / "colab_target").write_text(target + "\n", encoding="utf-8")
     return build(folder=folder)
-
-
-# What the command line calls: adadfq course build | check | badges
-
-
-def build_command() -> None:
-    """Builds the notebooks from their masters and says which files changed."""
-    changed = build()
-    print("\n".join(f"wrote {path.relative_to(FOLDER.parent)}" for path in changed) or "nothing to do: all copies are current")
-
-
-def badges_command(target: str) -> None:
-    """Points badges and install cells to OWNER/REPO@TAG and says how many files changed."""
-    print(f"{len(set_badges(target))} files now point to {target}")
-
-
-def check_command() -> None:
-    """Checks the course and prints what is wrong, a line each; exits with status 1 if anything is."""
-    from adadfq_lab.authoring.rules import problems
-
-    found = problems()
-    print("\n".join(found) or f"{len(masters())} notebooks, nothing to complain about")
-    if found:
-        raise SystemExit(1)

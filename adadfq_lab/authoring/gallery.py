@@ -1,8 +1,8 @@
 """The gallery of the README: a key figure of each notebook, drawn from what is shipped, committed in docs/gallery/.
 
-`make gallery` (`python -m adadfq_lab.authoring.gallery`) draws all of them again and writes the part of the README between BEGIN and END:
-a figure, its description as alt text, and a sentence that reads it. Charts are SVG in a grey that shows on light and dark
-pages; images of G are PNG. Nothing is trained: recordings, results and the teacher in data_stubs/ are all it takes.
+`make gallery` (`python -m adadfq_lab.authoring.gallery`) draws all of them again and writes the part of the README between its
+marks: a figure, its description as alt text, and a sentence that reads it. Charts are SVG in a grey that shows on light and
+dark pages; images of G are PNG. Nothing is trained: recordings, results and the teacher in data_stubs/ are all it takes.
 """
 
 import io
@@ -36,7 +36,7 @@ from adadfq_lab.views.charts import Bars, Line, Panel, Rule, chart, montage
 from adadfq_lab.views.style import BLUE, GREEN, GREY, ORANGE, PLAYER, PLAYER_DASH, PURPLE, TEXT, VERMILLION
 from adadfq_lab.views.widgets import band_text
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 BEGIN, END = "<!-- gallery -->", "<!-- /gallery -->"
 
 

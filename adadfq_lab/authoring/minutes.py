@@ -1,6 +1,6 @@
 """What a class costs: seconds and memory of every solution notebook, executed in a kernel of its own, one after the other.
 
-`python -m adadfq_lab.authoring.minutes` executes all of them, in full and in fast mode, and writes `notebooks/minutes.json`, from
+`python -m adadfq_lab.authoring.minutes` executes all of them, in full and in fast mode, and writes notebooks/minutes.json, from
 which the table in the instructor's guide is built; with numbers of notebooks, only those: the others keep what they had; with
 --fast, only in fast mode. On a quiet machine: it measures wall-clock time, and beside it how busy the machine was. A live run
 counts to its end, though its cell returns at once.

@@ -1,6 +1,7 @@
 """The results that come with the package on one page: a row a method, a column a question. It stands in the README.
 
-`python -m adadfq_lab.authoring.overview` (or `make gallery`) writes it there, between the marks; `adadfq table` has every figure in it.
+`python -m adadfq_lab.authoring.overview` (or `make gallery`) writes it there, between the marks; `adadfq table` has every
+figure in it.
 """
 
 from collections.abc import Callable, Sequence
@@ -63,7 +64,7 @@ NOTE = (
 )
 
 
-def main(root: Path = Path(__file__).parents[1]) -> None:
+def main(root: Path = Path(__file__).parents[2]) -> None:
     """Writes the overview of the shipped results into the README."""
     path = root / "README.md"
     text = renewed(path.read_text(encoding="utf-8"), BEGIN, END, overview(read_rows(shipped_results())))

@@ -72,7 +72,7 @@ def of_master(master: Sequence[Cell], name: str) -> Iterator[str]:
         yield f"its last cell must be {ENDING!r}"
     if sum(text.strip() == f'lab.quiz("{name[:2]}")' for text in texts) != 1:
         yield f'must have one cell lab.quiz("{name[:2]}")'
-    questions = resources.files("adadfq_lab") / "quiz_questions" / f"{name[:2]}.json"
+    questions = resources.files("adadfq_lab") / "course" / "quiz_questions" / f"{name[:2]}.json"
     if not questions.is_file() or len(json.loads(questions.read_text(encoding="utf-8"))) != QUESTIONS:
         yield f"its quiz needs {QUESTIONS} questions"
     yield from _of_exercises(master)

@@ -55,7 +55,7 @@ def _question(number: int, question: Question) -> str:
 
 def quiz(notebook: str) -> Quiz:
     """The quiz of notebook "00" to "10". Raises UserError where there is none."""
-    path = resources.files("adadfq_lab") / "quiz_questions" / f"{notebook}.json"
+    path = resources.files("adadfq_lab") / "course" / "quiz_questions" / f"{notebook}.json"
     if not path.is_file():
         raise UserError(f"there is no quiz {notebook!r}; name a notebook by its two digits, as in quiz('01')")
     read = json.loads(path.read_text(encoding="utf-8"))

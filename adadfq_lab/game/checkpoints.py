@@ -5,9 +5,10 @@ Tensors: both players' weights and buffers, both optimizers' state, the state of
 """
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,14 +17,15 @@ from adadfq_lab.equations import Bounds
 from adadfq_lab.errors import UserError, first_line
 from adadfq_lab.fidelity import Fidelity
 from adadfq_lab.game.compiling import Compile
-from adadfq_lab.game.game import Game
 from adadfq_lab.game.schedule import Schedule
 from adadfq_lab.machine.devices import Precision
 from adadfq_lab.machine.fields import build
 from adadfq_lab.machine.files import digest, load_tensors, save_tensors
+from adadfq_lab.methods.generators import Generator
 from adadfq_lab.methods.method import Method
 from adadfq_lab.methods.registry import make_method
 from adadfq_lab.student.quantize import quantize
+from adadfq_lab.student.student import Student
 from adadfq_lab.student.student_files import quantization_from_json, quantization_json
 from adadfq_lab.teacher.teacher import Teacher
 from adadfq_lab.teacher.teacher_files import load_teacher
@@ -54,6 +56,32 @@ def _sha256(teacher: Teacher) -> str:
     return teacher.info.sha256 or digest({k: v.cpu() for k, v in teacher.network.state_dict().items()}, "")
 
 
+class Playable(Protocol):
+    """What a checkpoint reads of a game, and writes into one made anew. `Game` is one."""
+
+    teacher: Teacher
+    student: Student
+    generator: Generator
+    method: Method
+    schedule: Schedule
+    fidelity: Fidelity
+    precision: Precision
+    seed: int
+    gains_every: int
+    index: int
+    bounds: Bounds
+    random: torch.Generator
+    last_checkpoint: Path | None
+
+    @property
+    def generator_optimizer(self) -> torch.optim.Optimizer: ...
+    @property
+    def student_optimizer(self) -> torch.optim.Optimizer: ...
+
+
+G = TypeVar("G", bound=Playable)
+
+
 @dataclass(frozen=True)
 class _Meta:
     """The JSON of a checkpoint."""
@@ -73,7 +101,7 @@ class _Meta:
     gains_every: int
 
 
-def save_game(game: Game, path: Path) -> None:
+def save_game(game: Playable, path: Path) -> None:
     """Writes `game` to `path`; see `resume_game`."""
     tensors = {f"student.{k}": v for k, v in game.student.state_dict().items()}
     tensors |= {f"generator.{k}": v for k, v in game.generator.state_dict().items()}
@@ -83,7 +111,7 @@ def save_game(game: Game, path: Path) -> None:
     save_tensors(path, tensors, {"kind": "game"} | _description(game) | moving)
 
 
-def _description(game: Game) -> dict[str, Any]:
+def _description(game: Playable) -> dict[str, Any]:
     """What is the same in every round of a game, as JSON."""
     return {
         "seed": game.seed,
@@ -99,21 +127,23 @@ def _description(game: Game) -> dict[str, Any]:
     }
 
 
-def same_run(a: Game, b: Game) -> bool:
+def same_run(a: Playable, b: Playable) -> bool:
     """Whether two games differ in nothing but the round they stand at and the bounds that somebody may have moved."""
     return _description(a) == _description(b)
 
 
 def resume_game(
+    make: Callable[..., G],
     path: Path,
     *,
     teacher: Teacher | None = None,
     method: Method | None = None,
     device: str | torch.device = "cpu",
     compile: Compile = "off",
-) -> Game:
+) -> G:
     """The game that `Game.save` wrote to `path`: its next round is the round the saved game would have played next.
 
+    make:    `Game`, or what is made like it
     teacher: needed unless it is a shipped one; its weights must be those the game was played with
     method:  needed only for a method that is not in METHODS
     compile: as in Game, whatever the saved game was
@@ -135,7 +165,7 @@ def resume_game(
     if method.name != meta.method:
         raise UserError(f"{path} was played with {meta.method}, not {method.name}")
     try:
-        game = Game(
+        game = make(
             teacher,
             quantize(teacher, **how),
             method,

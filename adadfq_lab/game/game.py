@@ -27,6 +27,7 @@ from adadfq_lab.equations import NonFiniteLogitsError, disagreement_entropy, tot
 from adadfq_lab.errors import UserError
 from adadfq_lab.fidelity import Fidelity
 from adadfq_lab.fidelity import fidelity as preset
+from adadfq_lab.game.checkpoints import resume_game, save_game
 from adadfq_lab.game.compiling import Compile, Forwards
 from adadfq_lab.game.history import Record
 from adadfq_lab.game.schedule import Schedule
@@ -297,8 +298,6 @@ class Game:
 
     def save(self, path: Path) -> None:
         """Writes everything the next round depends on to `path`, atomically; raises NonFiniteError where a weight is NaN."""
-        from adadfq_lab.game.checkpoints import save_game
-
         self.check()
         if not all(bool(p.isfinite().all()) for p in (*self.generator.parameters(), *self.student_parameters)):
             raise self._non_finite(self.index - 1, "its step left a weight that is not finite")
@@ -315,9 +314,7 @@ class Game:
         compile: Compile = "off",
     ) -> "Game":
         """The game saved at `path`, as it was: see `checkpoints.resume_game`."""
-        from adadfq_lab.game.checkpoints import resume_game
-
-        return resume_game(path, teacher=teacher, method=method, device=device, compile=compile)
+        return resume_game(Game, path, teacher=teacher, method=method, device=device, compile=compile)
 
     # When it goes wrong
 

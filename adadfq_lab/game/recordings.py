@@ -5,8 +5,8 @@
     similarity.npz         p_ds of 100 samples, ten of each class, at the end of two games: Fig. 5(c)
     grid.npz               the band of Fig. 4 in small: H' and accuracy for 35 pairs (lambda_l, lambda_u)
 
-`python -m adadfq_lab.authoring.recording` records all of them again: half an hour on one core. Files are npz without pickle; what a
-recording is (teacher, method, rounds, images it was measured on) is in its `meta`.
+`python -m adadfq_lab.authoring.recording` records all of them again: half an hour on one core. Files are npz without pickle;
+what a recording is (teacher, method, rounds, images it was measured on) is in its `meta`.
 """
 
 import io

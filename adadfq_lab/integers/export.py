@@ -3,7 +3,7 @@
     export_onnx(Q, Path("q.onnx"), P)
 
 writes three files: `q.onnx`, which ONNX Runtime runs; `q.student.safetensors`, the student itself, so that `verify` can
-compare; and `q.packed.safetensors`, the weights at n bits each. `adadfq_lab.integers.onnx_graph` tells how the integers are laid out.
+compare; and `q.packed.safetensors`, the weights at n bits each. `onnx_graph` tells how the integers are laid out.
 
 On a CPU a 3-bit network runs at int8 speed: its integers lie in bytes. The three bits pay in storage and on hardware that is
 built for them.

@@ -12,7 +12,7 @@ that make uint8 of them have constant inputs: a runtime computes them once, on l
 Where Q leaves a layer's input float, it enters as 24-bit integers in three uint8 planes, x = s (q_1 + q_2/254 + q_3/254^2), and
 the layer is three integer convolutions. 254, and not 256, so that what rounding left of one plane fits the next.
 
-That is the form "exact". The form "qcdq" has the convolutions of `adadfq_lab.integers.onnx_qdq`, faster and less faithful: on CIFAR-10
+That is the form "exact". The form "qcdq" has the convolutions of `onnx_qdq`, faster and less faithful: on CIFAR-10
 at 3 bits such a file agreed with Q on 74 % of the images. At 8 bits, where nothing but an activation follows, there is nothing
 to lose, and "exact" has them too.
 """

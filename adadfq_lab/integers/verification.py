@@ -1,6 +1,6 @@
 """Is it really integer, and does it still score the same? Questions to an exported file, answered by running it.
 
-What a runtime executes is counted after all its optimisations (`adadfq_lab.integers.runtimes`). The file's predictions are compared with
+What a runtime executes is counted after all its optimisations (`runtimes`). The file's predictions are compared with
 those of the student it was made from, image by image; its time with that of the float network in torch, on one thread each, in
 turn.
 """

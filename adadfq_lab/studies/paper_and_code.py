@@ -4,7 +4,8 @@
 housekeeping. Where a row is a switch of `fidelity`, `SWITCHES` has what it changes: AdaDFQ at 3w3a on CIFAR-10, 600 rounds,
 seed 0, one switch moved at a time, top-1 on 2,000 training images (so that nothing here was chosen on test images).
 
-`python -m adadfq_lab.studies.paper_and_code` measures them again, into data_stubs/switches.json: two minutes a switch on two cores.
+`python -m adadfq_lab.studies.paper_and_code` measures them again, into data_stubs/switches.json: two minutes a switch on two
+cores.
 `page()` is docs/paper_and_code.md.
 """
 
@@ -27,7 +28,7 @@ from adadfq_lab.methods.adadfq import adadfq
 from adadfq_lab.student.quantize import quantize
 from adadfq_lab.teacher.teacher_files import load_teacher
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 Kind = Literal["the paper against itself", "does not run", "differs in numbers", "housekeeping"]
 
 

@@ -1,0 +1,1 @@
+"""The command `adadfq`: one function a command, its docstring the help."""

@@ -1,0 +1,34 @@
+"""The README's table: what it shows are the results that come with the package."""
+
+from pathlib import Path
+
+from helpers.rows import a_row
+
+from adadfq_lab.authoring import overview
+from adadfq_lab.studies.tables import read_rows, shipped_results
+
+ROOT = Path(__file__).parents[2]
+
+
+def cells(text: str) -> dict[str, list[str]]:
+    """The rows of a Markdown table by their first cell."""
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    return {row[0]: row[1:] for row in rows}
+
+
+def test_columns_are_protocols_and_a_single_run_is_marked():
+    """Two seeds give a mean and its interval, one a mark; budgets, bits and fidelities never share a column."""
+    rows = [a_row(), a_row(seed=1, last=87.0), a_row(method="gdfq", last=70.0), a_row(budget="long", last=88.0)]
+    rows += [a_row(fidelity="released", last=60.0), a_row(bits="4w4a", last=91.0, plain=80.0)]
+    found = cells(overview.overview(rows))
+    assert found[""][:4] == ["CIFAR-10 3w3a", "CIFAR-10 3w3a, long", "CIFAR-10 4w4a", "CIFAR-10 3w3a, released losses"]
+    assert found["`adadfq`"] == ["86.5 ± 6.4", "88.0 ¹", "91.0 ¹", "60.0 ¹", "*84.89*"]
+    assert found["`gdfq`"] == ["70.0 ¹", "", "", "", "*75.11*"] and "`zaq`" not in found
+    assert found["plainly quantised"] == ["12.0", "12.0", "80.0", "12.0", ""]
+
+
+def test_the_readme_shows_the_shipped_results():
+    """What stands between the marks is what `make gallery` would write there."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = readme.partition(overview.BEGIN)[2].partition(overview.END)[0]
+    assert shown.strip() == overview.overview(read_rows(shipped_results()))

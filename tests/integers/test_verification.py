@@ -1,0 +1,332 @@
+"""What `verify` reports against what was counted otherwise, and what it makes of files that are not as they should be."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.live_games import tiny_images, tiny_teacher
+from helpers.networks import CHANNELS, ODD, SIDE, NormWithoutMemory, ThirdPartyResNet20, randomize
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from adadfq_lab.data.accuracy import accuracy
+from adadfq_lab.data.image_sets import ImageSet
+from adadfq_lab.data.loading import load_data
+from adadfq_lab.errors import UserError
+from adadfq_lab.integers.export import Exported, export_onnx, sidecar
+from adadfq_lab.integers.packing import pack
+from adadfq_lab.integers.verification import float_network, verify
+from adadfq_lab.runs.players import observe_noise
+from adadfq_lab.student.quantize import quantize
+from adadfq_lab.student.student import Student
+from adadfq_lab.teacher.teacher import Teacher, wrap_teacher
+from adadfq_lab.teacher.teacher_files import load_teacher
+
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+
+
+def student_of(teacher: Teacher, bits: str = "3w3a") -> Student:
+    Q = quantize(teacher, bits)
+    observe_noise(Q, teacher.info.input_shape, batches=2, batch=8)
+    return Q
+
+
+@pytest.fixture
+def exported(tmp_path) -> Exported:
+    P = tiny_teacher()
+    return export_onnx(student_of(P), tmp_path / "q.onnx", P)
+
+
+# The figures
+
+
+@pytest.mark.parametrize("name", ["fashion_mnist_resnet20"])
+@pytest.mark.parametrize("bits", ["3w3a", "8w8a"])
+def test_a_resnet20_is_verified_on_real_images(name, bits, tmp_path):
+    """No float convolution, top-1 within 0.3 points of Q's, 98 % agreement, a third of the size; each figure counted again."""
+    P = load_teacher(name)
+    Q = student_of(P, bits)
+    done = export_onnx(Q, tmp_path / "q.onnx", P)
+    data = load_data(P.info.data, stub=True)
+    images = ImageSet(data.name, data.split, data.images[:400], data.labels[:400], data.classes, "400")
+    found = verify(done.file, images, repeats=2)
+    assert found.ok and found.float_convs == 0 and found.integer_convs >= found.convs == 21
+    assert (found.integer_linears >= 1, found.float_linears) == (True, 0)
+    assert found.top1_student == accuracy(Q, images, P.normalize).top1
+    session = onnxruntime.InferenceSession(done.file)
+    logits = torch.from_numpy(session.run(None, {"images": P.normalize(images.images).contiguous().numpy()})[0])
+    with torch.no_grad(), Q.frozen():
+        own = Q(P.normalize(images.images))
+    assert found.top1_file == 100 * int((logits.argmax(1) == images.labels).sum()) / 400
+    assert found.agreement == 100 * int((logits.argmax(1) == own.argmax(1)).sum()) / 400
+    assert found.agreement >= 98 and abs(found.top1_file - found.top1_student) <= 0.3
+    assert found.bytes == done.bytes and found.packed_bytes == done.packed_bytes
+    assert found.float_bytes == sum(4 * t.numel() for k, t in P.network.state_dict().items() if "num_batches" not in k)
+    assert found.packed_bytes <= 1.15 * found.ideal_bytes and found.bytes <= 0.3 * found.float_bytes
+    assert found.ms_file > 0 and found.ms_float > 0 and found.images == 400
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bits", [3, 4, 5, 8])
+@pytest.mark.parametrize("name", ["fashion_mnist_resnet20", "cifar10_resnet20"])
+def test_both_teachers_at_all_widths_on_two_thousand_images(name, bits, tmp_path):
+    """The numbers the project promises, on a student that played a short game."""
+    import os
+
+    from adadfq_lab.game.schedule import Schedule
+    from adadfq_lab.runs.config import RunConfig
+    from adadfq_lab.runs.run import run
+
+    fashion = name.startswith("fashion")
+    if not fashion and not (Path(os.environ.get("ADADFQ_DATA", "")) / "cifar10_test.npz").exists():
+        pytest.skip("needs cifar10_test.npz in the folder that ADADFQ_DATA names")
+    config = RunConfig(
+        teacher=name,
+        stub=fashion,
+        bits=f"{bits}w{bits}a",
+        rounds=100,
+        schedule=Schedule(warmup=50),
+        evaluate_every=0,
+        save_every=0,
+        gains_every=0,
+    )
+    run(config, tmp_path / "run", quiet=True)
+    from adadfq_lab.student.student_files import load_student
+
+    P, Q = load_student(tmp_path / "run" / "student.safetensors")
+    found = verify(export_onnx(Q, tmp_path / "q.onnx", P).file, load_data(P.info.data, stub=fashion).take(2000), repeats=5)
+    assert found.images == 2000 and found.ok
+    assert found.top1_file is not None and found.top1_student is not None
+    assert found.agreement >= 98 and abs(found.top1_file - found.top1_student) <= 0.3
+    assert found.bytes <= 0.3 * found.float_bytes and found.packed_bytes <= 1.15 * found.ideal_bytes
+
+
+def test_agreement_is_with_the_student_that_is_given(exported):
+    """Beside a student with other weights the file agrees no more than chance has it."""
+    other = student_of(tiny_teacher())
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(7)))
+    x = 2 * torch.rand(200, 1, 8, 8, generator=torch.Generator().manual_seed(1)) - 1
+    assert verify(exported.file, x, repeats=1).agreement == 100.0
+    assert verify(exported.file, x, student=other, repeats=1).agreement < 90
+
+
+def test_json_has_the_promised_keys_and_the_table_the_same_figures(exported):
+    found = verify(exported.file, tiny_images(50), repeats=1)
+    plain = json.loads(json.dumps(found.as_json()))
+    promised = {"integer_convs", "float_convs", "top1_student", "top1_file", "agreement", "bytes", "float_bytes"}
+    assert promised | {"packed_bytes", "ms_file", "ms_float", "ok", "cpu", "versions", "operations"} <= set(plain)
+    table = found.table()
+    assert "every convolution is an integer convolution" in table and f"{found.integer_convs} integer, 0 float" in table
+    assert f"{found.bytes:,} bytes" in table and "onnxruntime" in table and "50 images of noise" in table
+    assert f"{found.operations['ConvInteger']} ConvInteger" in table
+
+
+def test_without_images_there_is_noise_and_no_top1(exported):
+    found = verify(exported.file, repeats=1)
+    assert found.top1_file is None and found.top1_student is None and found.images == 256
+    assert "for want of test images" in found.table() and "top-1" not in found.table()
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ODD if kind is not NormWithoutMemory], ids=lambda kind: kind.__name__)
+def test_the_float_network_is_the_one_the_student_was_made_from(kind, generator):
+    """What the file is timed against has the teacher's weights, batch norms and ReLUs: the same logits."""
+    network = randomize(kind(), generator)
+    x = torch.randn(3, CHANNELS, SIDE, SIDE, generator=generator)
+    with torch.no_grad():
+        assert torch.allclose(float_network(quantize(network, "3w3a"))(x), network(x), atol=1e-5)
+
+
+def test_a_network_of_your_own_is_verified_with_its_student(generator, tmp_path):
+    """From `wrap_teacher` to a verified file; the command line cannot rebuild a class it does not know, and says what can."""
+    P = wrap_teacher(randomize(ThirdPartyResNet20(), generator), input_shape=(3, 32, 32))
+    Q = student_of(P, "4w4a")
+    done = export_onnx(Q, tmp_path / "q.onnx", P)
+    assert verify(done.file, torch.randn(8, 3, 32, 32, generator=generator), student=Q, repeats=1).ok
+    with pytest.raises(UserError, match=r"or in Python: verify\(path, student=Q\)"):
+        verify(done.file)
+
+
+# Files that are not as they should be
+
+
+def tampered(exported: Exported, change) -> Path:
+    """The file with another graph or other metadata."""
+    model = onnx.load(exported.file)
+    change(model)
+    exported.file.write_bytes(model.SerializeToString())
+    return exported.file
+
+
+def with_float_convolution(model) -> None:
+    """Sends the images through a float convolution with the identity first: the numbers stay the same."""
+    helper, identity = onnx.helper, onnx.numpy_helper.from_array(torch.ones(1, 1, 1, 1).numpy(), "identity")
+    for node in model.graph.node:
+        node.input[:] = ["copied" if name == "images" else name for name in node.input]
+    model.graph.initializer.append(identity)
+    model.graph.node.insert(0, helper.make_node("Conv", ["images", "identity"], ["copied"]))
+
+
+def test_a_float_convolution_is_found(exported):
+    """One float convolution among the integer ones: the file still scores the same, and fails."""
+    found = verify(tampered(exported, with_float_convolution), repeats=1)
+    assert found.float_convs == 1 and not found.ok and found.agreement == 100.0
+    assert "NOT every convolution is an integer convolution" in found.table() and found.as_json()["ok"] is False
+
+
+def test_missing_integer_convolutions_are_found(exported):
+    """A file of fewer convolutions than its student has fails, though none is float."""
+
+    def shortcut(model) -> None:
+        mean = onnx.helper.make_node("ReduceMean", ["images"], ["mean"], keepdims=0, noop_with_empty_axes=0)
+        again = onnx.helper.make_node("Expand", ["mean", "size"], ["logits"])
+        model.graph.initializer.append(onnx.numpy_helper.from_array(torch.tensor([1, 4]).numpy(), "size"))
+        model.graph.ClearField("node")
+        model.graph.node.extend([mean, again])
+
+    path = tampered(exported, shortcut)
+    assert not verify(path, torch.zeros(1, 1, 8, 8), repeats=1).ok
+
+
+def meta(key: str, value: str | None):
+    def change(model) -> None:
+        kept = [p for p in model.metadata_props if p.key != f"adadfq.{key}"]
+        texts = {p.key: p.value for p in kept} | ({} if value is None else {f"adadfq.{key}": value})
+        model.ClearField("metadata_props")
+        onnx.helper.set_model_props(model, texts)
+
+    return change
+
+
+def without_output(model) -> None:
+    model.graph.output[0].name = "nothing"
+
+
+def unknown_operation(model) -> None:
+    model.graph.node[0].op_type = "Conjure"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (meta("format", None), "was not written by adadfq export"),
+        (meta("format", '"other"'), "was not written by adadfq export"),
+        (meta("format", "{"), "damaged or not an ONNX file"),
+        (meta("shape", None), "metadata of .* are damaged"),
+        (meta("shape", "[1, 8]"), "metadata of .* are damaged"),
+        (meta("shape", "[0, 8, 8]"), "metadata of .* are damaged"),
+        (meta("shape", "[1, 100000, 100000]"), "metadata of .* are damaged"),
+        (meta("shape", '"abc"'), "metadata of .* are damaged"),
+        (meta("mean", "[1, 2, 3, 4]"), "metadata of .* are damaged"),
+        (meta("mean", "7"), "metadata of .* are damaged"),
+        (meta("student", '"0"'), "is not the student that"),
+        (meta("shape", "[1, 9, 9]"), "does not run on images of shape"),
+        (without_output, "ONNX Runtime does not load"),
+        (unknown_operation, "ONNX Runtime does not load"),
+    ],
+)
+def test_a_tampered_file_is_one_line(change, message, exported):
+    with pytest.raises(UserError, match=message) as refused:
+        verify(tampered(exported, change), repeats=1)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"\x08", b"{}\n", bytes(range(256))], ids=repr)
+def test_what_is_no_onnx_file_is_one_line(content, tmp_path):
+    path = tmp_path / "q.onnx"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"damaged or not an ONNX file|was not written by adadfq export"):
+        verify(path)
+
+
+@given(kept=st.floats(0, 1, exclude_max=True))
+def test_a_file_cut_off_anywhere_is_one_line(whole, kept):
+    """However much of it is left."""
+    path = whole.with_name("cut.onnx")
+    path.write_bytes(whole.read_bytes()[: int(kept * whole.stat().st_size)])
+    with pytest.raises(UserError) as refused:
+        verify(path, repeats=1)
+    assert "\n" not in str(refused.value)
+
+
+@given(position=st.floats(0, 1, exclude_max=True), change=st.integers(1, 255))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])  # capfd is emptied at each example
+@example(position=0.999, change=128)  # text that is no UTF-8
+def test_a_byte_changed_anywhere_ends_well(whole, capfd, position, change):
+    """Another byte somewhere either ends in one line or is verified like any other file; the runtime prints nothing."""
+    path, content = whole.with_name("changed.onnx"), bytearray(whole.read_bytes())
+    content[int(position * len(content))] ^= change
+    path.write_bytes(content)
+    sidecar(path, "student").write_bytes(sidecar(whole, "student").read_bytes())
+    try:
+        verify(path, torch.zeros(2, 1, 8, 8), repeats=1)
+    except UserError as refused:
+        assert "\n" not in str(refused)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    P = tiny_teacher()
+    return export_onnx(student_of(P), tmp_path_factory.mktemp("whole") / "whole.onnx", P).file
+
+
+def test_files_that_are_not_there_are_one_line(exported, tmp_path):
+    with pytest.raises(UserError, match="cannot read"):
+        verify(tmp_path / "none.onnx")
+    with pytest.raises(UserError, match="cannot read"):
+        verify(tmp_path)
+    assert exported.student is not None
+    damaged = bytearray(exported.packed.read_bytes())
+    damaged[-1] ^= 1
+    exported.packed.write_bytes(damaged)
+    with pytest.raises(UserError, match=r"packed\.safetensors is damaged"):
+        verify(exported.file, repeats=1)
+    exported.packed.unlink()
+    assert verify(exported.file, repeats=1).packed_bytes == exported.packed_bytes  # made for the occasion
+    exported.student.unlink()
+    with pytest.raises(UserError, match=r"has no q\.student\.safetensors beside it"):
+        verify(exported.file)
+
+
+def test_weights_of_another_student_beside_the_file_are_one_line(exported):
+    """A packed container that is whole, but another network's."""
+    other = student_of(tiny_teacher())
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(7)))
+    pack(other, exported.packed)
+    with pytest.raises(UserError, match="holds the weights of another student"):
+        verify(exported.file, repeats=1)
+
+
+def test_a_foreign_onnx_file_is_one_line(tmp_path):
+    """A sound file that somebody else wrote."""
+    helper = onnx.helper
+    infos = [helper.make_tensor_value_info(name, 1, [1]) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", infos[:1], infos[1:])
+    onnx.save(helper.make_model(graph), tmp_path / "q.onnx")
+    with pytest.raises(UserError, match="was not written by adadfq export"):
+        verify(tmp_path / "q.onnx")
+
+
+def test_images_that_do_not_fit_are_one_line(exported, tmp_path):
+    with pytest.raises(UserError, match=r"takes images of shape \(1, 8, 8\), not 2 of \(3, 8, 8\)"):
+        verify(exported.file, torch.zeros(2, 3, 8, 8))
+    more = tiny_images(4)
+    with pytest.raises(UserError, match="has 2 classes, the file 4"):
+        verify(exported.file, ImageSet("more", "test", more.images, more.labels % 2, ("a", "b"), "4"))
+    P = tiny_teacher()
+    Q = student_of(P)
+    bare = export_onnx(Q, tmp_path / "bare.onnx", shape=(1, 8, 8))
+    with pytest.raises(UserError, match="does not say how images are normalised"):
+        verify(bare.file, more, student=Q)
+
+
+def test_without_onnx_runtime_there_is_a_line_on_what_to_install(exported, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
+    with pytest.raises(UserError, match=r'the package onnxruntime is missing; pip install "adadfq-lab\[export\]"'):
+        verify(exported.file)

@@ -1,0 +1,154 @@
+"""Tables: the protocol, the arithmetic of their cells, and the results that come with the package."""
+
+import csv
+import dataclasses
+import io
+import json
+import math
+import random
+
+import pytest
+from helpers.rows import a_row
+
+from adadfq_lab.cli import main as cli
+from adadfq_lab.errors import UserError
+from adadfq_lab.methods.registry import METHODS, make_method
+from adadfq_lab.studies import tables
+from adadfq_lab.studies.grid import folder_name
+from adadfq_lab.studies.tables import table_figure, write_table_figure
+
+
+def test_every_method_gets_the_same_updates_and_images_in_each():
+    """At every bit width and seed: one batch size, one number of student updates, ranges observed 200 rounds into the play."""
+    configs = tables.configurations(tuple(METHODS), ("3w3a", "5w5a"), (0, 1), dataset="cifar10", budget="short")
+    assert len(configs) == len(set(map(folder_name, configs))) == len(METHODS) * 4
+    assert {c.rounds - c.schedule.warmup for c in configs} == {1500}
+    assert {c.schedule.batch for c in configs} == {16}
+    for config in configs:
+        warmup, method = config.schedule.warmup, make_method(config.method)
+        observed = config.schedule.observed(method)
+        assert warmup == {"intraq": 1600, "zaq": 0}.get(config.method, 200)
+        assert observed.start == (1590 if config.method == "intraq" else 0)
+        assert observed.stop == (warmup if method.ranges != "observed" else warmup + 200)
+    assert all(c.schedule.student_lr is None and c.fidelity == "corrected" for c in configs)
+
+
+def test_the_long_budget_decays_once():
+    schedule = tables.BUDGETS["long"].schedule("adadfq")
+    assert schedule.milestones == (200 + 4000,)
+    assert [schedule.factor(i) for i in (4199, 4200)] == pytest.approx([1, 0.1])
+
+
+@pytest.mark.parametrize("n", range(2, 11))
+def test_half_width_covers_the_mean_95_times_in_100(n):
+    """Drawn from a normal distribution of known mean, the interval of n values misses the mean in 5 % of 4,000 trials."""
+    dice = random.Random(n)
+    missed = 0
+    for _ in range(4000):
+        values = [dice.gauss(3.0, 2.0) for _ in range(n)]
+        missed += abs(sum(values) / n - 3.0) > tables.half_width(values)
+    assert missed / 4000 == pytest.approx(0.05, abs=4 * math.sqrt(0.05 * 0.95 / 4000))
+
+
+def test_half_width_by_hand():
+    assert tables.half_width([86.0]) is None
+    assert tables.half_width([85.0, 86.0, 87.0]) == pytest.approx(4.303 / math.sqrt(3))
+
+
+def test_a_cell_is_the_mean_of_its_runs_and_the_paper_stays_apart():
+    rows = [a_row(seed=s, last=v) for s, v in enumerate((85.0, 86.0, 87.0))] + [a_row(method="gdfq", last=70.0)]
+    gdfq, adadfq = tables.summaries(rows)
+    assert (adadfq.last, adadfq.seeds, adadfq.paper) == (86.0, 3, 84.89)
+    assert (gdfq.last, gdfq.half, gdfq.paper) == (70.0, None, 75.11)
+    other = tables.summaries([a_row(teacher_name="mine")])[0]
+    assert other.paper is None  # the paper measured no such teacher
+
+
+def test_rows_are_kept_by_key(tmp_path):
+    """A run that is played again replaces its row; others stay."""
+    path = tmp_path / "table.json"
+    tables.write_rows(path, [a_row(), a_row(seed=1)])
+    assert tables.write_rows(path, [a_row(last=80.0)]) == tables.read_rows(path) == [a_row(last=80.0), a_row(seed=1)]
+    path.write_text("[{")
+    with pytest.raises(UserError, match="damaged"):
+        tables.read_rows(path)
+
+
+def test_markdown_and_csv_say_the_same():
+    rows = [a_row(), a_row(seed=1, last=87.0), a_row(bits="5w5a", last=91.0)]
+    text = tables.markdown(rows)
+    assert "| adadfq | 3w3a | 92.0    | 12.0  | 70.0       | 86.5 ± 6.4 | 5.5  | 2     |" in text
+    assert [float(line["last"]) for line in csv.DictReader(io.StringIO(tables.as_csv(rows)))] == [86.0, 87.0, 91.0]
+
+
+def test_another_fidelity_is_another_table():
+    """Released losses and ranges stand under a heading of their own and enter no average of the corrected ones."""
+    rows = [a_row(), a_row(fidelity="released", last=70.0)]
+    assert [one.last for one in tables.summaries(rows)] == [86.0, 70.0]
+    assert "### cifar10, short budget, released losses and ranges" in tables.markdown(rows)
+
+
+def test_the_figure_shows_means_seeds_teacher_and_paper(tmp_path):
+    rows = [a_row(seed=s, last=v) for s, v in enumerate((85.0, 87.0))]
+    fig = table_figure(rows)
+    by_name = {trace.name: trace for trace in fig.data}
+    assert tuple(by_name["mean, 95 % interval"].y) == (86.0,) and tuple(by_name["one seed"].y) == (85.0, 87.0)
+    assert tuple(by_name["the paper's (another protocol)"].y) == (84.89,) and fig.layout.shapes[0].y0 == 92.0
+    with pytest.raises(ValueError, match="one data set"):
+        table_figure([a_row(), a_row(fidelity="released")])
+    write_table_figure([*rows, a_row(bits="4w4a")], tmp_path / "table.html")
+    page = (tmp_path / "table.html").read_text()
+    assert page.count("plotly-graph-div") == 2 and "<script src=" not in page
+
+
+def test_the_command_prints_the_results_of_a_file(tmp_path, capsys):
+    path = tmp_path / "mine.json"
+    tables.write_rows(path, [a_row(), a_row(method="gdfq")])
+    cli.main(["table", "--results", str(path), "--methods", "gdfq", "--json"])
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == [dataclasses.asdict(a_row(method="gdfq"))]
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        (["--play", "--methods", "gdqf"], "no method is called 'gdqf'; choose from "),
+        (["--play", "--dataset", "mnist"], "no teacher is shipped for 'mnist'"),
+        (["--seeds", "7", "9"], "no result has seed 7 or 9, but there are 0, 1, 2; or play it with --play"),
+        (["--methods", "zaq", "--budget", "long"], "no result fits these options; play it with --play"),
+        (["--results", "nowhere.json"], "there is no results file nowhere.json; make it with --play"),
+        (["--results", "."], ". is damaged or of another version of adadfq; move it away"),
+        (["--figure", "nowhere/table.html"], "cannot write nowhere/table.html; name a file in a folder that exists"),
+        (["--play", "--workers", "0", "--dataset", "fashion_mnist"], "workers must be at least 1"),
+    ],
+)
+def test_mistakes_end_in_one_line(options, what, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["table", *options])
+    assert caught.value.code == 2 and what in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_difference_by_hand():
+    """Means 3 and 1 with variances 1 and 1 of three values each: 2 +- 2.776 sqrt(2/3), four degrees of freedom (Welch)."""
+    found = tables.difference([2, 3, 4], [0, 1, 2])
+    assert found is not None
+    assert found == pytest.approx((2.0, 2.776 * (2 / 3) ** 0.5), abs=1e-3)
+    assert tables.difference([1.0], [1.0, 2.0]) is None
+    assert tables.difference([1.0, 1.0], [3.0, 3.0]) == (-2.0, 0.0)
+
+
+def test_difference_has_fewer_degrees_where_variances_differ():
+    """One noisy and one exact method: only the noisy one's two degrees of freedom are left, t = 4.303."""
+    found = tables.difference([80.0, 81.0, 82.0], [70.0, 70.0, 70.0])
+    assert found == pytest.approx((11.0, 4.303 * (1 / 3) ** 0.5), abs=1e-3)
+
+
+def test_degrees_of_freedom_are_not_lost_to_rounding():
+    """Eight noisy values against exact ones have seven degrees of freedom, t = 2.365, though floats make 6.999999 of them."""
+    noisy = [80.0 + step for step in (0.0, 0.1, 0.3, 0.4, 0.6, 0.7, 0.9, 1.1)]
+    mean = sum(noisy) / 8
+    error = (sum((value - mean) ** 2 for value in noisy) / 7 / 8) ** 0.5
+    for scale in range(1, 40):
+        found = tables.difference([scale * value for value in noisy], [0.0, 0.0])
+        assert found is not None and found[1] == pytest.approx(2.365 * scale * error, rel=1e-9)
