@@ -64,10 +64,11 @@ workshop: $(VENV)/.dev  ## build/workshop.zip: wheel, students' notebooks, const
 	  'echo "ready; open the first notebook with: .venv/bin/jupyter lab notebooks/00_welcome.ipynb"' > build/workshop/install.sh
 	cd build/workshop && $(abspath $(BIN))/python -m zipfile -c ../workshop.zip ./*
 
-lint: $(VENV)/.dev  ## ruff (notebooks included) and mypy
+lint: $(VENV)/.dev  ## ruff (notebooks included), mypy, and the import contract
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: $(VENV)/.dev  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .

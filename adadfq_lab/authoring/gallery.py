@@ -23,7 +23,7 @@ from adadfq_lab.data.accuracy import accuracy
 from adadfq_lab.data.loading import load_data
 from adadfq_lab.equations import Bounds, normalized_entropy
 from adadfq_lab.game.recordings import load_population, load_recording
-from adadfq_lab.integers.layers import integers
+from adadfq_lab.integers.layers import to_integers
 from adadfq_lab.integers.packing import pack
 from adadfq_lab.machine.files import write_atomically
 from adadfq_lab.methods.generators import conditional_generator
@@ -233,7 +233,7 @@ def sizes() -> Picture:
     student = quantize(teacher, "3w3a")
     with torch.no_grad():
         student(torch.randn(16, *teacher.info.input_shape, generator=torch.Generator().manual_seed(0)))
-    table = integers(student)
+    table = to_integers(student)
     weights = sum(layer.codes.numel() for layer in table.layers.values())
     with TemporaryDirectory() as folder:
         packed = pack(student, Path(folder) / "packed.safetensors", table).stat().st_size

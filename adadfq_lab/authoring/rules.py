@@ -155,7 +155,7 @@ def _dotted(node: ast.expr) -> list[str]:
 
 def _unknown(path: Sequence[str]) -> Iterator[str]:
     """The first name on the way lab.a.b that is no public name; beyond modules nothing is looked at."""
-    if path[0] not in adadfq_lab.__all__:
+    if path[0] not in dir(adadfq_lab):
         yield f"lab.{path[0]} is no public name of adadfq_lab"
     elif len(path) > 1:
         value = getattr(adadfq_lab, path[0])

@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import Any
 
 from adadfq_lab.errors import UserError
-from adadfq_lab.integers.layers import Integers, integers, on_cpu
+from adadfq_lab.integers.layers import Integers, on_cpu, to_integers
 from adadfq_lab.integers.onnx_graph import OnnxGraph
 from adadfq_lab.integers.onnx_layers import IMAGES, LOGITS, Form, write_operations
 from adadfq_lab.integers.operations import Operation, operations
@@ -97,7 +97,7 @@ def export_onnx(
     if path.suffix != ".onnx" or not path.parent.is_dir():
         raise UserError(f"{path} must end in .onnx and lie in a folder that exists")
     student = on_cpu(student)
-    table, steps = integers(student), operations(student, shape)
+    table, steps = to_integers(student), operations(student, shape)
     graph = OnnxGraph(student, table, input_bits)
     write_operations(graph, steps, _image_bounds(teacher), form)
     beside = sidecar(path, "student")

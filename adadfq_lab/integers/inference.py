@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adadfq_lab.errors import UserError
-from adadfq_lab.integers.layers import IntegerLayer, Integers, integers, on_cpu
+from adadfq_lab.integers.layers import IntegerLayer, Integers, on_cpu, to_integers
 from adadfq_lab.integers.operations import Operation, forward_values, operations
 from adadfq_lab.student.layers import QuantConv2d
 from adadfq_lab.student.student import Student
@@ -72,12 +72,12 @@ def run_integer(student: Student, x: Tensor, *, input_bits: int = 24, table: Int
     range it has, in planes of eight: x = s (q_1 + q_2/254 + q_3/254^2), one int32 sum for each. 24 bits are what a float32
     holds; 8 are one plane. Sums over a pool's window are integers too, so a pooled vector stays exact.
 
-    table: other integers than `integers(student)`, such as those read back from a packed file
+    table: other integers than `to_integers(student)`, such as those read back from a packed file
 
     Raises UserError where `x` is no batch of finite images that the student takes, or the student has no integers.
     """
     student, x = on_cpu(student), _checked(x, input_bits)
-    table = table or integers(student)
+    table = table or to_integers(student)
     values: dict[str, Quantity | Tensor] = {}
     steps = operations(student, tuple(x.shape[1:]))
     for step in steps:
@@ -94,7 +94,7 @@ def compare_layers(
     table: as for `run_integer`
     """
     student, x = on_cpu(student), _checked(x, input_bits)
-    table, reference = table or integers(student), forward_values(student, x)
+    table, reference = table or to_integers(student), forward_values(student, x)
     values: dict[str, Quantity | Tensor] = {}
     rows: list[LayerComparison] = []
     for step in operations(student, tuple(x.shape[1:])):

@@ -109,7 +109,7 @@ def on_cpu(student: Student) -> Student:
     return student if next(student.parameters()).device.type == "cpu" else copy.deepcopy(student).cpu()
 
 
-def integers(student: Student) -> Integers:
+def to_integers(student: Student) -> Integers:
     """The integer weights, scales, zero points, bit widths and activation grids of `student`, as plain tensors.
 
     Raises UserError where the student has no integers: real zero points (fidelity "paper"), a batch norm on the batch's own

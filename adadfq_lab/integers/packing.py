@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from adadfq_lab.errors import UserError, first_line
-from adadfq_lab.integers.layers import Grid, IntegerLayer, Integers, integers
+from adadfq_lab.integers.layers import Grid, IntegerLayer, Integers, to_integers
 from adadfq_lab.machine.files import load_tensors, save_tensors
 from adadfq_lab.student.quantizer import quant_range
 from adadfq_lab.student.student import Student
@@ -45,7 +45,7 @@ def ideal_bytes(student: Student) -> int:
 
 def pack(student: Student, path: Path, table: Integers | None = None) -> Path:
     """Writes the integers of `student` to `path`, n bits a weight; returns the path. `table` spares computing them again."""
-    table = table or integers(student)
+    table = table or to_integers(student)
     layers, bits = list(table.layers.values()), student.bits.weights
     tensors = {
         "codes": pack_bits(torch.cat([layer.codes.flatten() for layer in layers]), bits),

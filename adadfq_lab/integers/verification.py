@@ -28,7 +28,7 @@ from adadfq_lab.data.image_sets import ImageSet
 from adadfq_lab.data.loading import load_data
 from adadfq_lab.errors import UserError
 from adadfq_lab.integers.export import FORMAT, sidecar
-from adadfq_lab.integers.layers import integers, on_cpu
+from adadfq_lab.integers.layers import on_cpu, to_integers
 from adadfq_lab.integers.packing import ideal_bytes, pack, unpack
 from adadfq_lab.integers.runtimes import FLOAT_PRODUCTS, INTEGER_CONVS, INTEGER_PRODUCTS, Runtime, load
 from adadfq_lab.machine.environment import import_extra
@@ -282,7 +282,7 @@ def _packed_bytes(path: Path, student: Student, stored: bool) -> int:
     """
     packed = sidecar(path, "packed")
     if packed.exists():
-        theirs, own = unpack(packed).layers, integers(student).layers
+        theirs, own = unpack(packed).layers, to_integers(student).layers
         same = theirs.keys() == own.keys() and all(torch.equal(theirs[name].codes, own[name].codes) for name in own)
         if stored and not same:
             raise UserError(f"{packed} holds the weights of another student than {path}; export it again")

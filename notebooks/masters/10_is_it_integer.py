@@ -68,10 +68,10 @@ print(f"but one channel's rounded weights are only {conv.quantized_weight()[0].u
 
 # %% [markdown]
 # ## 2 · One layer (11 minutes)
-# Behind the eight numbers stand eight codes. `lab.integers` gives all there is, as plain tensors; printed, it is a table.
+# Behind the eight numbers stand eight codes. `lab.to_integers` gives all there is, as plain tensors; printed, it is a table.
 
 # %%
-table = lab.integers(Q)
+table = lab.to_integers(Q)
 print("\n".join(str(table).splitlines()[:6]))
 layer = table.layers["stage1.0.conv1"]
 print(f"\n{layer.codes.dtype}, {tuple(layer.codes.shape)}; one 3x3 filter:\n{layer.codes[0, 0].tolist()}")
@@ -347,7 +347,7 @@ q = lab.quantize(mine, "8w8a")
 with torch.no_grad():
     q(photos)  # so that its activations have ranges; a game does that too
 q.observing = False
-print(f"{len(lab.integers(q).layers)} layers, left float: {', '.join(q.left_float()[:3])}, ...")
+print(f"{len(lab.to_integers(q).layers)} layers, left float: {', '.join(q.left_float()[:3])}, ...")
 if runtime:
     lab.export_onnx(q, folder / "mine.onnx", mine)
     print("\n".join(lab.verify(folder / "mine.onnx", photos, student=q, repeats=5).table().splitlines()[:5]))

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from adadfq_lab.errors import UserError
 from adadfq_lab.integers.export import Exported, export_onnx
 from adadfq_lab.integers.inference import run_integer
-from adadfq_lab.integers.layers import integers
+from adadfq_lab.integers.layers import to_integers
 from adadfq_lab.integers.packing import unpack
 from adadfq_lab.integers.runtimes import load
 from adadfq_lab.runs.players import observe_noise
@@ -155,7 +155,7 @@ def test_initialisers_are_the_students_codes_raw_and_int8(kind, bits, generator,
     Q = student_of(randomize(kind(), generator), f"{bits}w{bits}a")
     path = export_onnx(Q, tmp_path / "q.onnx", shape=SHAPE).file
     stored = {i.name: i for i in onnx.load(path).graph.initializer}
-    for name, layer in integers(Q).layers.items():
+    for name, layer in to_integers(Q).layers.items():
         weight = stored[f"{name}.weight"]
         assert weight.data_type == onnx.TensorProto.INT8 and len(weight.raw_data) == layer.codes.numel()
         assert torch.equal(torch.from_numpy(onnx.numpy_helper.to_array(weight).copy()), layer.codes)
@@ -304,7 +304,7 @@ def test_qcdq_of_a_single_layer_rounds_its_bias_only(generator, tmp_path):
     x = torch.randn(40, *SHAPE, generator=generator)
     done = export_onnx(Q, tmp_path / "q.onnx", shape=SHAPE, form="qcdq")
     with torch.no_grad():
-        steps = (run_file(done.file, x) - Q(x)) / integers(Q).activations["_2"].scale
+        steps = (run_file(done.file, x) - Q(x)) / to_integers(Q).activations["_2"].scale
     assert float(steps.abs().max()) < 1.001 and float((steps.abs() > 0.5).float().mean()) < 0.01
     image = student_of(randomize(NoNorm(), generator))
     executed = load(export_onnx(image, tmp_path / "q.onnx", shape=SHAPE, form="qcdq", input_bits=8).file).executed

@@ -34,7 +34,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from adadfq_lab.data.loading import load_data
 from adadfq_lab.errors import UserError
 from adadfq_lab.integers.inference import compare_layers, convolve, run_integer, split_planes
-from adadfq_lab.integers.layers import Integers, integers
+from adadfq_lab.integers.layers import Integers, to_integers
 from adadfq_lab.runs.players import observe_noise
 from adadfq_lab.student.layers import QuantConv2d
 from adadfq_lab.student.quantize import quantize
@@ -79,7 +79,7 @@ def products() -> Iterator[list[tuple[str, set[torch.dtype]]]]:
 def test_a_weight_is_its_code_less_the_zero_point_times_the_scale(bits, generator):
     """w_q = (q - zero_point) * scale exactly, q and zero_point int8 in [-2^(n-1), 2^(n-1) - 1], for every layer."""
     Q = student_of(randomize(Grouped(), generator), f"{bits}w{bits}a")
-    table = integers(Q)
+    table = to_integers(Q)
     assert list(table.layers) == list(Q.layers())
     low, high = quant_range(bits)
     for name, layer in table.layers.items():
@@ -101,7 +101,7 @@ def test_a_batch_norm_is_folded_into_scale_and_bias_and_leaves_the_codes_alone(g
         norm.bias.fill_(1.0)
     norm.running_mean.fill_(3.0)
     norm.running_var.fill_(4.0)
-    layer = integers(student_of(network, "2w2a", (2, 4, 4))).layers["0"]
+    layer = to_integers(student_of(network, "2w2a", (2, 4, 4))).layers["0"]
     assert layer.codes.flatten().tolist() == [-2, 1] and layer.zero_point.tolist() == [0]
     assert layer.weight_scale.tolist() == [0.5] and layer.scale.tolist() == [-0.5] and layer.bias.tolist() == [4.0]
 
@@ -113,7 +113,7 @@ def test_an_activation_is_its_code_less_the_zero_point_times_the_scale(bits, rel
     """(grid.codes(y) - zero_point) * scale is what Q's quantiser makes of y, bit for bit; also where its range reaches beyond
     a ReLU6's 6."""
     Q = student_of(nn.Sequential(nn.Conv2d(CHANNELS, 3, 1), relu), f"{bits}w{bits}a", rule=rule)
-    (grid,), (quantizer,) = integers(Q).activations.values(), Q.activations().values()
+    (grid,), (quantizer,) = to_integers(Q).activations.values(), Q.activations().values()
     y = torch.randn(1000, generator=generator) * 2 * float(quantizer.range.high)
     assert torch.equal((grid.codes(y) - grid.zero_point) * grid.scale, quantizer(y))
 
@@ -122,10 +122,10 @@ def test_inputs_are_named_by_the_grid_they_come_on(generator):
     """The image and the pooled vector are float; with every_input they have grids too."""
     network = randomize(ResidualAdd(), generator)
     Q = student_of(network)
-    inputs = {name: layer.input for name, layer in integers(Q).layers.items()}
-    grids = integers(Q).activations
+    inputs = {name: layer.input for name, layer in to_integers(Q).layers.items()}
+    grids = to_integers(Q).activations
     assert inputs == {"conv": None, "second": grids["relu"], "linear": None}
-    assert all(layer.input is not None for layer in integers(student_of(network, every_input=True)).layers.values())
+    assert all(layer.input is not None for layer in to_integers(student_of(network, every_input=True)).layers.values())
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_a_layer_called_view_is_a_layer(generator):
     for name, module in {"conv": nn.Conv2d(CHANNELS, 4, 1), "relu": nn.ReLU(), "view": nn.Conv2d(4, 4, 1)}.items():
         network.add_module(name, module)
     network.add_module("last", nn.Conv2d(4, 4, 1))
-    layers = integers(student_of(randomize(network, generator))).layers
+    layers = to_integers(student_of(randomize(network, generator))).layers
     assert layers["view"].input is not None and layers["last"].input is None
 
 
@@ -166,7 +166,7 @@ def test_a_layer_is_compared_with_what_it_made(kind, generator):
 
 
 def test_the_table_has_a_line_a_layer(generator):
-    table = integers(student_of(randomize(ResidualAdd(), generator)))
+    table = to_integers(student_of(randomize(ResidualAdd(), generator)))
     head, *lines = table.table().splitlines()
     assert head.split()[:3] == ["layer", "weight", "bits"] and [line.split()[0] for line in lines] == list(table.layers)
     assert lines[0].split()[1:3] == ["4x4x3x3", "3"] and lines[0].endswith("float") and "3 bits on [0, " in lines[1]
@@ -186,7 +186,7 @@ def test_the_table_has_a_line_a_layer(generator):
 def test_what_has_no_integers_is_refused_in_a_line(network, options, message, generator):
     Q = student_of(randomize(network(), generator), "8w8a", **options)
     with pytest.raises(UserError, match=message):
-        integers(Q)
+        to_integers(Q)
 
 
 def test_sums_that_int32_does_not_hold_are_refused():
@@ -195,13 +195,13 @@ def test_sums_that_int32_does_not_hold_are_refused():
     with torch.no_grad():
         linear.weight.copy_(torch.tensor([1.0, -1.0]).repeat(35_000)[None])
     with pytest.raises(UserError, match="more than an int32 holds"):
-        integers(quantize(nn.Sequential(linear), "8w8a"))
-    assert integers(quantize(nn.Sequential(linear), "3w8a")).layers["0"].bits == 3
+        to_integers(quantize(nn.Sequential(linear), "8w8a"))
+    assert to_integers(quantize(nn.Sequential(linear), "3w8a")).layers["0"].bits == 3
 
 
 def test_a_student_that_has_seen_nothing_has_no_integers(generator):
     with pytest.raises(UserError, match="activation relu has seen no batch"):
-        integers(quantize(randomize(SharedRelu(), generator), "3w3a"))
+        to_integers(quantize(randomize(SharedRelu(), generator), "3w3a"))
 
 
 def test_an_operation_without_integer_form_is_named(generator):
@@ -286,7 +286,7 @@ def test_the_integer_network_is_the_student(kind, bits, generator):
 def test_every_product_is_of_integers(kind, generator):
     """While the integer network runs, torch convolves and multiplies int32 tensors only."""
     Q, x = student_of(randomize(kind(), generator)), images(generator)
-    table = integers(Q)
+    table = to_integers(Q)
     with products() as seen, torch.no_grad():
         Q(x)
     assert {torch.float32} in [types for _, types in seen]  # the spy sees what Q itself does
@@ -307,7 +307,7 @@ def test_negative_gammas_are_negative_scales(bits, generator):
         network.norm.weight.copy_(torch.tensor([-1.3, 0.7, 0.0, -1e-3]))
         network.second_norm.weight.mul_(-1)
     Q = student_of(network, f"{bits}w{bits}a", every_input=True).double()
-    layer = integers(Q).layers["conv"]
+    layer = to_integers(Q).layers["conv"]
     assert torch.equal(layer.scale.sign(), torch.tensor([-1.0, 1.0, 0.0, -1.0], dtype=torch.float64))
     x = images(generator, 8).double()
     with torch.no_grad():
@@ -354,7 +354,7 @@ def test_layer_by_layer_codes_differ_at_ties_only(shipped):
 
 def test_a_wrong_integer_is_found_where_it_is(shipped, generator):
     """One code of one weight changed by one: its layer's output differs, and the activation after it, not by ties."""
-    table = integers(shipped)
+    table = to_integers(shipped)
     name = list(table.layers)[3]
     codes = table.layers[name].codes.clone()
     codes.view(-1)[0] += 1 if codes.view(-1)[0] < 3 else -1

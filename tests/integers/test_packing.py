@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from adadfq_lab.errors import UserError
 from adadfq_lab.integers.inference import run_integer
-from adadfq_lab.integers.layers import integers
+from adadfq_lab.integers.layers import to_integers
 from adadfq_lab.integers.packing import ideal_bytes, pack, pack_bits, unpack, unpack_bits
 from adadfq_lab.machine.files import load_tensors, save_tensors
 from adadfq_lab.runs.players import observe_noise
@@ -67,7 +67,7 @@ def test_a_stream_is_a_number_written_in_base_two_to_the_n(data, bits):
 def test_what_is_packed_is_read_back(bits, kind, options, tmp_path):
     """Codes, zero points, scales, biases and grids are equal bit for bit; so are the logits of the integer network."""
     Q = student(bits, kind, **options)
-    before, after = integers(Q), unpack(pack(Q, tmp_path / "q.safetensors"))
+    before, after = to_integers(Q), unpack(pack(Q, tmp_path / "q.safetensors"))
     assert list(after.layers) == list(before.layers) and list(after.activations) == list(before.activations)
     for a, b in zip(after.layers.values(), before.layers.values(), strict=True):
         assert (a.name, a.kind, a.bits) == (b.name, b.kind, b.bits) and a.codes.dtype == torch.int8

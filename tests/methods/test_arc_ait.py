@@ -30,7 +30,7 @@ def with_gradients(student: Student, size: float, *, seed: int = 0) -> Student:
     return student
 
 
-def integers(student: Student) -> list[Tensor]:
+def to_integers(student: Student) -> list[Tensor]:
     return [layer.integer_weight() for layer in student.layers().values()]
 
 
@@ -55,10 +55,10 @@ def test_a_share_of_the_integers_changes_in_every_step(size, bits):
     student = a_student(bits)
     optimizer, _, _ = optimizers(student, 1e-4)
     for seed in range(3):
-        before = integers(student)
+        before = to_integers(student)
         with_gradients(student, size, seed=seed)
         optimizer.step()
-        shares = [share_changed(a, b) for a, b in zip(before, integers(student), strict=True)]
+        shares = [share_changed(a, b) for a, b in zip(before, to_integers(student), strict=True)]
         assert min(shares) >= SHARE
         assert max(shares) < 0.5  # and not everything
 
@@ -88,12 +88,12 @@ def test_tensors_that_move_enough_take_plain_steps():
     optimizer, sgd, plain = optimizers(student, 1e-2)
     with_gradients(plain, 1e-3)
     plain.layers()["conv1"].weight.grad.mul_(1e4)
-    before = integers(plain)
+    before = to_integers(plain)
     optimizer.step()
     sgd.step()
     enough = {
         id(dict(student.named_modules())[f"graph.{name}"].weight): share_changed(old, new) >= SHARE
-        for name, old, new in zip(student.layers(), before, integers(plain), strict=True)
+        for name, old, new in zip(student.layers(), before, to_integers(plain), strict=True)
     }
     assert set(enough.values()) == {True, False}
     for name, p, q, s in zip(names, student.parameters(), plain.parameters(), start, strict=True):
@@ -147,11 +147,11 @@ def test_steps_too_small_for_float32_are_not_lost():
     student = with_gradients(a_student(), 1e-9)
     optimizer, sgd, plain = optimizers(student, 1e-4)
     with_gradients(plain, 1e-9)
-    before = integers(plain)
+    before = to_integers(plain)
     sgd.step()
     optimizer.step()
-    assert all(torch.equal(a, b) for a, b in zip(before, integers(plain), strict=True))
-    assert not any(torch.equal(a, b) for a, b in zip(before, integers(student), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(before, to_integers(plain), strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(before, to_integers(student), strict=True))
 
 
 def test_every_parameter_of_the_student_is_in_one_group():

@@ -12,7 +12,7 @@ from adadfq_lab.errors import UserError
 from adadfq_lab.fidelity import FIDELITY
 from adadfq_lab.game.game import Game
 from adadfq_lab.integers.inference import run_integer
-from adadfq_lab.integers.layers import integers
+from adadfq_lab.integers.layers import to_integers
 from adadfq_lab.integers.packing import pack, unpack
 from adadfq_lab.methods.adadfq_lsq import adadfq_lsq
 from adadfq_lab.methods.adadfq_plus import adadfq_plus
@@ -282,7 +282,7 @@ def test_its_integers_are_its_forward(bits, tmp_path):
     game = play(tiny_game(adadfq_lsq(), bits=bits, **RATES), WARMUP + 3)
     student = game.student
     student.observing = False
-    found = integers(student)
+    found = to_integers(student)
     for name, layer in found.layers.items():
         low, high = quant_range(layer.bits)
         assert layer.codes.min() >= low and layer.codes.max() <= high
