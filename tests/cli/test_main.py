@@ -53,7 +53,7 @@ def place(stubs: Path, folder: Path) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("ADADFQ_DATA", str(stubs))
-        for module in ("data", "teachers"):
+        for module in ("data.loading", "teacher.teacher_files"):
             patch.setattr(f"adadfq_lab.{module}.stub_path", lambda name: stubs / name)
         yield
 

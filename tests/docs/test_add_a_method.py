@@ -12,9 +12,9 @@ import pytest
 import torch
 
 import adadfq_lab as lab
-from adadfq_lab import methods
 from adadfq_lab.cli import main as cli
 from adadfq_lab.errors import UserError
+from adadfq_lab.methods import registry as methods
 from adadfq_lab.methods.method import Method
 from adadfq_lab.methods.registry import FILES, METHODS
 from adadfq_lab.runs.config import RunConfig
