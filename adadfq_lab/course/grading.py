@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from adadfq_lab.views.style import show
+
 Case = tuple[Any, ...]
 Function = Callable[..., Any]
 SEEDS = (1, 2, 3)
@@ -87,8 +89,6 @@ class Verdict:
 
     def _ipython_display_(self) -> None:
         from IPython import display
-
-        from adadfq_lab.views.style import show
 
         display.display(display.HTML(self._repr_html_()))  # type: ignore[no-untyped-call]
         if self.figure is not None:

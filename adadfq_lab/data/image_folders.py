@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from adadfq_lab.data.image_sets import ImageSet
+from adadfq_lab.data.image_sets import ImageSet, imagenet_classes
 from adadfq_lab.errors import UserError, first_line
 
 MARGIN = {224: 256}
@@ -128,8 +128,6 @@ def _read(root: Path, name: str) -> ImageFolder:
     source = f"{count:,} images of {len(names)} classes in the folder {root.name}"
     is_imagenet = len(names) == 1000 and all(re.fullmatch(r"n\d{8}", name) for name in names)
     if is_imagenet:
-        from adadfq_lab.data.image_sets import imagenet_classes
-
         names = imagenet_classes()
         source = ("all 50,000" if count == OFFICIAL else f"{count:,} of 50,000") + " imagenet validation images"
     return ImageFolder(

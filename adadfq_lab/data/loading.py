@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from adadfq_lab.data.image_folders import load_folder
 from adadfq_lab.data.image_sets import CLASSES, ImageSet
 from adadfq_lab.data.locations import cache_folder, stub_path
 from adadfq_lab.errors import UserError, first_line
@@ -39,8 +40,6 @@ def load_data(name: str, split: str = "test", *, stub: bool = False) -> ImageSet
     Raises UserError where the data set is unknown or cannot be had without a network.
     """
     if name == "imagenet" or os.sep in name:
-        from adadfq_lab.data.image_folders import load_folder
-
         return load_folder(name, split, stub=stub)
     if split not in ("train", "test"):
         raise UserError(f"no split is called {split!r}; choose train or test")

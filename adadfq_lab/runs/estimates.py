@@ -22,6 +22,7 @@ from PIL import Image
 from torch import nn
 
 from adadfq_lab.data.accuracy import accuracy
+from adadfq_lab.data.image_folders import decode
 from adadfq_lab.data.image_sets import CLASSES, ImageSet, imagenet_classes
 from adadfq_lab.data.loading import load_data
 from adadfq_lab.data.locations import cache_folder
@@ -234,8 +235,6 @@ def _images(config: RunConfig, teacher: Teacher) -> tuple[ImageSet, int]:
 
 def _decoding() -> float:
     """Seconds that reading an image file of ImageNet's usual size takes of each measured image, on all cores together."""
-    from adadfq_lab.data.image_folders import decode
-
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "image.jpg"
         noise = torch.randint(256, (47, 63, 3), generator=torch.Generator().manual_seed(0)).to(torch.uint8)

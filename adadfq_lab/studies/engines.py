@@ -22,6 +22,7 @@ from typing import Any, Literal, Protocol
 import torch
 
 from adadfq_lab.errors import UserError
+from adadfq_lab.studies.grid_run import work
 
 EngineName = Literal["local", "inprocess", "submitit", "slurm"]
 
@@ -89,8 +90,6 @@ class InProcess:
     capacity, poll_seconds = 1, 0.0
 
     def submit(self, folders: Sequence[Path]) -> list[Task]:
-        from adadfq_lab.studies.grid_run import work
-
         for folder in folders:
             with suppress(UserError):  # it is noted in the folder, and the others go on
                 work(folder)
@@ -133,8 +132,6 @@ class Play:
     """What a submitit job runs: it plays one folder, and, when it is preempted or out of time, asks to be queued again."""
 
     def __call__(self, folder: str) -> None:
-        from adadfq_lab.studies.grid_run import work
-
         if cpus := os.environ.get("SLURM_CPUS_PER_TASK"):
             torch.set_num_threads(int(cpus))
         work(Path(folder))

@@ -8,7 +8,9 @@ from adadfq_lab.data.locations import stub_path
 from adadfq_lab.errors import UserError, first_line
 from adadfq_lab.machine.fields import build
 from adadfq_lab.machine.files import load_tensors, save_tensors
+from adadfq_lab.teacher.networks import build_network
 from adadfq_lab.teacher.teacher import Teacher, TeacherInfo
+from adadfq_lab.teacher.zoo import ZOO, load_zoo_teacher
 
 SHIPPED = ("fashion_mnist_resnet20", "cifar10_resnet20")
 
@@ -26,9 +28,6 @@ def load_teacher(name: str) -> Teacher:
 
     Raises UserError where the file is missing, damaged, or does not fit its network.
     """
-    from adadfq_lab.teacher.networks import build_network
-    from adadfq_lab.teacher.zoo import ZOO, load_zoo_teacher  # which makes teachers, as this module does
-
     path = stub_path(f"{name}.safetensors") if name in SHIPPED else Path(name)
     if not path.exists():
         if ":" in name:

@@ -15,6 +15,8 @@ from typing import Any, Final
 
 import plotly.graph_objects as go
 
+from adadfq_lab.machine import environment
+
 ORANGE, SKY, GREEN, YELLOW = "#E69F00", "#56B4E9", "#009E73", "#F0E442"
 BLUE, VERMILLION, PURPLE, GREY = "#0072B2", "#D55E00", "#CC79A7", "#7A7A7A"
 OKABE_ITO = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, YELLOW, GREY)
@@ -108,9 +110,7 @@ def import_renderers() -> None:
 
 def show(fig: Any) -> None:
     """Displays a figure in the notebook with its description, folded, below it; outside a notebook, prints the description."""
-    from adadfq_lab.machine.environment import in_kernel
-
-    if not in_kernel():
+    if not environment.in_kernel():
         print(f"[figure] {alt_text(fig)}")
         return
     from IPython import display

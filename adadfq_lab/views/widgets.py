@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from adadfq_lab.data.image_sets import FASHION_CLASSES
 from adadfq_lab.equations import Bounds, adaptability, disagreement_entropy, hinge, normalized_entropy, p_ds
 from adadfq_lab.errors import UserError
 from adadfq_lab.game.history import Column, History
@@ -235,8 +236,6 @@ def sample_gallery(recordings: Sequence[str | Recording] = GALLERY, classes: Seq
     if not loaded:
         raise UserError("a gallery needs at least one recording")
     if not classes:
-        from adadfq_lab.data.image_sets import FASHION_CLASSES
-
         classes = FASHION_CLASSES
     labels = [(f"{one.meta.get('method', one.name)} {one.meta.get('bits', '')}".strip(), i) for i, one in enumerate(loaded)]
     longest = max(len(one.image_rounds) for one in loaded)
