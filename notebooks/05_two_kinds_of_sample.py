@@ -194,7 +194,7 @@ rows |= {"neither": "no_bal_3w3a", "no band": "no_band_3w3a", "no L_BNS": "no_bn
 ends = {name: lab.load_recording(file).history.upto(150) for name, file in rows.items()}
 table = {name: history["test.accuracy"][-1] for name, history in ends.items()}
 half = [(high - low) / 2 for low, high in (lab.wilson(round(5 * a), 500) for a in table.values())]
-lab.show(lab.bars(table, title="Table 3 in miniature: 3 bits", x="what was left out", y="accuracy of Q [%]", errors=half))
+lab.show(lab.figures.bars(table, title="Table 3 in small: 3 bits", x="what was left out", y="accuracy of Q [%]", errors=half))
 
 # %% [markdown]
 # *Read it:* all six lie within four points, and each has an interval of about five: no order can be read off. A count of right

@@ -180,7 +180,7 @@ for row in rows:
 fullest = max(tables, key=lambda key: len(tables[key]), default=())
 for key, part in tables.items():
     if key[:3] == fullest[:3]:
-        lab.show(lab.table_figure(part))
+        lab.show(lab.tables.table_figure(part))
 
 # %% [markdown]
 # *What to look for:* in the figure of the *corrected* losses compare the distance between GDFQ and AdaDFQ with its intervals,

@@ -119,7 +119,7 @@ hours = {
     "measuring": found.evaluations * found.evaluation / 3600,
     "saving": found.checkpoints * found.checkpoint / 3600,
 }
-lab.show(lab.bars(hours, title="Where the hours of 80,000 rounds go", x="part of the run", y="time [h]"))
+lab.show(lab.figures.bars(hours, title="Where the hours of 80,000 rounds go", x="part of the run", y="time [h]"))
 
 # %% [markdown]
 # *Read it:* nearly all of it is play. Measuring and saving cost little because they are rare; measured after each of the 400
@@ -177,7 +177,7 @@ lab.check.state_megabytes(state_megabytes)
 players = {"CIFAR-10, ResNet-20": (1_052_139, 272_474), "ImageNet, ResNet-18": (41_405_315, 11_689_512)}
 players["ImageNet, ResNet-50"] = (41_405_315, 25_557_032)
 held = {name: 4 * (4 * g + 3 * q) / 2**20 for name, (g, q) in players.items()}
-lab.show(lab.bars(held, title="What both players hold, before any image", x="recipe", y="memory [MB]"))
+lab.show(lab.figures.bars(held, title="What both players hold, before any image", x="recipe", y="memory [MB]"))
 
 # %% [markdown]
 # *Read it:* on ImageNet the *generator* is the larger player, and one linear layer of 40 million weights is nearly all of it.

@@ -22,6 +22,8 @@ from adadfq_lab.data.accuracy import Accuracy
 from adadfq_lab.equations import Bounds
 from adadfq_lab.student import quantizer
 from adadfq_lab.views import style
+from adadfq_lab.views.game_panels import loss_curves as loss_curves
+from adadfq_lab.views.game_panels import training_curves as training_curves
 
 Numbers = Tensor | ArrayLike
 Floats = NDArray[np.float64]

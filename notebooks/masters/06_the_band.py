@@ -151,7 +151,7 @@ lab.check.generator_objective(generator_objective)
 # %%
 history = lab.load_recording("adadfq_3w3a").history
 terms = {name: history[f"generator.{name}"][-50:].mean() for name in ("band", "ds", "as", "bns")}
-lab.show(lab.bars(terms, title="G's loss, rounds 250 to 300", x="term of Eq. (12)", y="weighted loss"))
+lab.show(lab.figures.bars(terms, title="G's loss, rounds 250 to 300", x="term of Eq. (12)", y="weighted loss"))
 print("parts of the loss: " + ", ".join(f"{name} {value / sum(terms.values()):.1%}" for name, value in terms.items()))
 
 # %% [markdown]
@@ -213,7 +213,7 @@ red[:3, 2:5] = True  # λ_l up to 0.2, λ_u from 0.7 to 0.9: the paper's optimal
 means = [np.nanmean(accuracy[where]) for where in (red, ~red)]
 print(f"cells have {np.nanmin(accuracy):.1f} to {np.nanmax(accuracy):.1f} %")
 print(f"mean of the paper's region {means[0]:.1f} %, of the others {means[1]:.1f} %")
-lab.show(lab.grid_map(grid, "accuracy"))
+lab.show(lab.figures.grid_map(grid, "accuracy"))
 
 # %% [markdown]
 # *Read it:* the 95 % interval of each cell is +-1.9 points, and the nine cells that the paper calls optimal are no better than
@@ -221,7 +221,7 @@ lab.show(lab.grid_map(grid, "accuracy"))
 # by 40 rounds on an easier task.
 
 # %%
-lab.show(lab.grid_map(grid, "inside"))
+lab.show(lab.figures.grid_map(grid, "inside"))
 
 # %% [markdown]
 # *Read it:* the share inside depends on the bounds, of course: nearly all between 0 and 1, hardly any between 0.4 and 0.5. Is

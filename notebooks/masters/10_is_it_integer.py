@@ -83,7 +83,7 @@ print(f"\n{layer.codes.dtype}, {tuple(layer.codes.shape)}; one 3x3 filter:\n{lay
 by_hand = (layer.codes.int() - layer.zero_point.int().view(-1, 1, 1, 1)) * layer.weight_scale.view(-1, 1, 1, 1)
 assert torch.equal(by_hand, conv.quantized_weight())
 shares = {str(c): 100 * float((layer.codes == c).float().mean()) for c in range(-4, 4)}
-lab.show(lab.bars(shares, title="2,304 weights on 3 bits", x="code", y="share of the weights [%]"))
+lab.show(lab.figures.bars(shares, title="2,304 weights on 3 bits", x="code", y="share of the weights [%]"))
 
 # %% [markdown]
 # *Read it:* the four codes in the middle hold nine of ten weights: most weights are small. The outer codes are there for the
@@ -307,7 +307,7 @@ assert torch.equal(lab.run_integer(Q, x[:8], table=again), lab.run_integer(Q, x[
 weights = sum(v.codes.numel() for v in table.layers.values())
 sizes = {"float32": 4 * weights, "ONNX": done.bytes if runtime else weights, "packed": packed.stat().st_size}
 kilobytes = {name: size / 1e3 for name, size in (sizes | {"3 bits each": 3 * weights / 8}).items()}
-lab.show(lab.bars(kilobytes, title="A 3-bit ResNet-20 on disk", x="form", y="size [kB]"))
+lab.show(lab.figures.bars(kilobytes, title="A 3-bit ResNet-20 on disk", x="form", y="size [kB]"))
 
 # %% [markdown]
 # *Read it:* bytes make a quarter of the floats, three bits less than half of that again; the packed file is within a tenth of
@@ -324,7 +324,7 @@ if runtime:
         speed = {"float32": measured.ms_float} | speed | {f"{bits} bits": measured.ms_file}
         print(f"{bits} bits: the same class as Q for {measured.agreement:.1f} %, {measured.float_convs} float convolutions")
     print(measured.cpu)
-    lab.show(lab.bars(speed, title="Time for one image on one thread", x="file", y="median [ms]"))
+    lab.show(lab.figures.bars(speed, title="Time for one image on one thread", x="file", y="median [ms]"))
 
 # %% [markdown]
 # *Read it:* integers are faster than torch's floats, and three bits, on a quiet machine, *not* faster than eight: a CPU

@@ -95,7 +95,7 @@ lab.check.game_value(game_value)
 values = {f"{bits} bits": float(lab.game_value(torch.from_numpy(people.h_prime(bits)))) for bits in (2, 3, 4, 5, 8)}
 agree = {bits: (people.teacher_logits.argmax(1) == people.student_logits[bits].argmax(1)).mean() for bits in (2, 3, 5, 8)}
 print("P and Q say the same on", ", ".join(f"{100 * share:.0f} % ({bits} bits)" for bits, share in agree.items()))
-lab.show(lab.bars(values, title="Value of the game on the same images", x="Q has", y="E[1 - H']"))
+lab.show(lab.figures.bars(values, title="Value of the game on the same images", x="Q has", y="E[1 - H']"))
 
 # %% [markdown]
 # *Read it:* the 2-bit student disagrees with P on most images, and the value is highest. From 3 to 8 bits the value hardly

@@ -317,8 +317,8 @@ def test_a_folder_without_masters_is_a_users_mistake(tmp_path):
 
 
 def test_every_public_name_exists():
-    """Each name in adadfq_lab.__all__ can be had, and none is hidden by a module of the same name."""
-    modules = {path.stem for path in Path(adadfq_lab.__file__).parent.glob("*.py")} | {"methods"}
+    """Each name in adadfq_lab.__all__ can be had, and none is hidden by a module or folder of the same name."""
+    modules = {path.stem for path in Path(adadfq_lab.__file__).parent.iterdir()}
     for name in adadfq_lab.__all__:
         assert getattr(adadfq_lab, name) is not None
         if name in modules:

@@ -397,6 +397,6 @@ def test_a_fault_of_ours_keeps_its_traceback(here, monkeypatch):
     def broken(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError("ours")
 
-    monkeypatch.setattr(cli, "load_teacher", broken)
+    monkeypatch.setattr("adadfq_lab.cli.studies.load_teacher", broken)
     with pytest.raises(ZeroDivisionError):
         cli.main(["bench"])

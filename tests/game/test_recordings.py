@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers.live_games import tiny_game, tiny_images
 
+from adadfq_lab.authoring import recording
 from adadfq_lab.authoring.imagined import EVERY, LONG, ROUNDS, method
 from adadfq_lab.authoring.recording import RUNS, play_and_record
 from adadfq_lab.data.locations import stub_path
@@ -63,7 +64,7 @@ def test_a_shipped_run_is_whole(name):
     assert (
         len(one.image_rounds)
         == len(one.images)
-        == (len([at for at in recordings.IMAGES_AT if at <= plan.rounds]) if plan.gallery else 1)
+        == (len([at for at in recording.IMAGES_AT if at <= plan.rounds]) if plan.gallery else 1)
     )
 
 
@@ -247,16 +248,16 @@ def test_measuring_changes_nothing():
     plain, probed = tiny_game(), tiny_game()
     for a, b in zip(plain.play(4), probed.play(4), strict=True):
         probe(probed, tiny_images())
-        recordings.sample_images(probed)
+        recording.sample_images(probed)
         assert torch.equal(a.entropy, b.entropy)
 
 
 def test_the_grid_is_recorded_from_one_common_game(tmp_path, monkeypatch):
     """record_grid continues one saved game under each pair of bounds and leaves λ_l >= λ_u out."""
-    monkeypatch.setattr(recordings, "GRID_LOWER", (0.0, 0.5))
-    monkeypatch.setattr(recordings, "GRID_UPPER", (0.5, 1.0))
+    monkeypatch.setattr(recording, "GRID_LOWER", (0.0, 0.5))
+    monkeypatch.setattr(recording, "GRID_UPPER", (0.5, 1.0))
     resumed = []
-    monkeypatch.setattr(recordings, "new_game", lambda plan, gains_every: tiny_game())
+    monkeypatch.setattr(recording, "new_game", lambda plan, gains_every: tiny_game())
 
     def resume(path):
         game = tiny_game()
@@ -265,8 +266,8 @@ def test_the_grid_is_recorded_from_one_common_game(tmp_path, monkeypatch):
         resumed.append(game)
         return game
 
-    monkeypatch.setattr(recordings.Game, "resume", staticmethod(resume))
-    recordings.record_grid(tmp_path, tiny_images(), common=2, rounds=3, samples=16)
+    monkeypatch.setattr(recording.Game, "resume", staticmethod(resume))
+    recording.record_grid(tmp_path, tiny_images(), common=2, rounds=3, samples=16)
     with np.load(tmp_path / "grid.npz") as file:
         assert np.isnan(file["accuracy"]).tolist() == [[False, False], [True, False]]
         assert file["h_prime"].shape == (2, 2, 16)

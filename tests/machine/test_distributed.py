@@ -23,6 +23,7 @@ from adadfq_lab.runs.config import RunConfig
 from adadfq_lab.runs.log import read_records
 from adadfq_lab.runs.run import run
 from adadfq_lab.studies.grid_run import rounds_done
+from adadfq_lab.teacher.statistics import merged
 
 HELPERS = Path(__file__).parents[1] / "helpers"
 
@@ -106,7 +107,7 @@ def test_alone_nothing_is_spread():
     x, layers = torch.ones(4, 3), []
     with distributed.spread():
         assert distributed.parts() == 1 and distributed.processes() == 1 and not launched()
-        assert distributed.shard(x) is x and distributed.gather(x) is x and distributed.merged(layers) is layers
+        assert distributed.shard(x) is x and distributed.gather(x) is x and merged(layers) is layers
         low, high = torch.zeros(()), torch.ones(())
         assert distributed.extremes(low, high) == (low, high) and distributed.on_any(True) and not distributed.on_any(False)
     norms = [type(m) for m in tiny_game().generator.modules() if isinstance(m, nn.BatchNorm2d)]

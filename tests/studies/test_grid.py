@@ -274,7 +274,7 @@ def test_a_folder_that_is_none_of_a_grid_is_left_alone(tmp_path, capsys):
 def test_a_run_that_finishes_while_one_looks_is_done(tmp_path, monkeypatch):
     """Its player writes the result and lets go between two looks at the folder."""
     (tmp_path / "config.json").touch()
-    monkeypatch.setattr(grids, "busy", lambda folder: (folder / "result.json").touch())
+    monkeypatch.setattr("adadfq_lab.studies.grid_run.busy", lambda folder: (folder / "result.json").touch())
     assert state(tmp_path) == "done"
 
 

@@ -17,7 +17,7 @@ from adadfq_lab.errors import UserError
 from adadfq_lab.game.history import History, Recorder, thin
 from adadfq_lab.game.recordings import load_recording
 from adadfq_lab.views import game_panels as live_views
-from adadfq_lab.views import live
+from adadfq_lab.views import live, renderers
 from adadfq_lab.views.live import LiveRun
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning:ipywidgets")
@@ -167,7 +167,7 @@ def test_losses_far_apart_are_told_apart():
     assert not losses(History()).log
     below = replace(history, columns=history.columns | {"student.entropy": history["student.entropy"] - 1})
     assert not losses(below).log and losses(below).y == "loss"
-    view = live_views.FigureView()
+    view = renderers.FigureView()
     for shown, kind in ((history, "log"), (below, "linear")):
         view.publish(shown)
         assert view.figure.layout.yaxis3.type == kind
@@ -234,7 +234,7 @@ def long_history(rounds=5000, samples=16):
 
 def test_an_update_is_small(traffic):
     """One publish of 5,000 rounds sends less than 60 kB and at most 500 points a line; so does the SVG."""
-    view = live_views.FigureView()
+    view = renderers.FigureView()
     traffic.clear()
     view.publish(long_history())
     assert traffic, "nothing was sent: the recorder does not see the figure"
