@@ -12,7 +12,7 @@ import itertools
 import re
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import tyro
 
@@ -20,8 +20,10 @@ from adadfq_lab.cli.course import course
 from adadfq_lab.cli.integers import export, verify
 from adadfq_lab.cli.runs import demo, evaluate, recipes, train, train_teacher, watch
 from adadfq_lab.cli.studies import bench, evidence, fidelity, grid, methods, table
-from adadfq_lab.errors import UserError
+from adadfq_lab.errors import UserError, printable
 from adadfq_lab.machine.distributed import launched
+from adadfq_lab.machine.memory import out_of_memory
+from adadfq_lab.machine.terminal import usable_streams
 from adadfq_lab.runs.config import RunConfig
 from adadfq_lab.runs.folder import FULL
 
@@ -96,25 +98,41 @@ def _starting_from(config: RunConfig, command: Callable[..., Any]) -> Callable[.
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the command `adadfq`."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    try:
-        if launched() and arguments[:1] not in ([], ["train"], ["demo"], ["--help"], ["-h"]):
-            raise UserError("only train and demo play on several processes; start the others without torchrun")
-        commands = COMMANDS
-        if arguments[:1] in (["train"], ["grid"]):  # read twice: what the recipe or the method has is the default of the rest
-            from adadfq_lab.runs.recipes import resolve, usual_run
-
-            asked = _parse(COMMANDS, arguments).keywords
-            usual = resolve(asked["recipe"]) if asked.get("recipe") else usual_run(asked["config"].method)
-            commands = COMMANDS | {arguments[0]: _starting_from(usual, COMMANDS[arguments[0]])}
-        _parse(commands, arguments)()
-    except UserError as error:
-        print(f"adadfq: {error}", file=sys.stderr)
-        sys.exit(2)
-    except OSError as error:
-        if error.errno not in FULL:
+    with usable_streams():
+        try:
+            _run(arguments)
+        except BrokenPipeError:
             raise
-        print(f"adadfq: cannot write: {error.strerror}; make room, then the same command", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt as error:
-        print("; ".join(["adadfq: interrupted", *map(str, error.args)]), file=sys.stderr)
-        sys.exit(130)
+        except UserError as error:
+            _fail(str(error))
+        except OSError as error:
+            if error.errno in FULL:
+                _fail(f"cannot write: {error.strerror}; make room, then the same command")
+            if error.filename is None:
+                raise
+            _fail(f"cannot use {error.filename}: {error.strerror}")
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            _fail("there is too little memory for this; ask for fewer images a round, as with --batch 4")
+        except KeyboardInterrupt as error:
+            print("; ".join(["adadfq: interrupted", *map(printable, map(str, error.args))]), file=sys.stderr)
+            sys.exit(130)
+
+
+def _fail(text: str) -> NoReturn:
+    print(f"adadfq: {printable(text)}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _run(arguments: list[str]) -> None:
+    if launched() and arguments[:1] not in ([], ["train"], ["demo"], ["--help"], ["-h"]):
+        raise UserError("only train and demo play on several processes; start the others without torchrun")
+    commands = COMMANDS
+    if arguments[:1] in (["train"], ["grid"]):  # read twice: what the recipe or the method has is the default of the rest
+        from adadfq_lab.runs.recipes import resolve, usual_run
+
+        asked = _parse(COMMANDS, arguments).keywords
+        usual = resolve(asked["recipe"]) if asked.get("recipe") else usual_run(asked["config"].method)
+        commands = COMMANDS | {arguments[0]: _starting_from(usual, COMMANDS[arguments[0]])}
+    _parse(commands, arguments)()

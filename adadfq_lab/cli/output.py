@@ -1,12 +1,13 @@
 """What the commands share: where runs are, JSON on the last line, progress on the terminal."""
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
+
+from adadfq_lab.errors import printable
 
 RUNS = Path("runs")
 """Where runs go that are not told where."""
@@ -18,12 +19,8 @@ Changes = Annotated[
 
 
 def say(result: dict[str, Any] | list[dict[str, Any]], text: str, as_json: bool) -> None:
-    """Prints what a command found, for people and, where asked, for programs."""
-    try:
-        print(text)
-        if as_json:
-            print(json.dumps(result))
-        sys.stdout.flush()
-    except BrokenPipeError:  # whoever reads has seen enough, as in: adadfq table | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # takes what would be flushed on leaving
-        sys.exit(141)
+    """Prints what a command found, for people and, if asked, for programs. What a terminal would act on is escaped."""
+    print(printable(text, lines=True))
+    if as_json:
+        print(json.dumps(result))
+    sys.stdout.flush()

@@ -18,6 +18,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from adadfq_lab.errors import UserError, first_line
+from adadfq_lab.machine.reading import check_regular
 
 FORMAT = "adadfq 1"
 
@@ -64,17 +65,15 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, A
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:
     """The tensors, the JSON object and the sha256 of a file that `save_tensors` wrote.
 
-    Raises UserError where the file is missing, truncated, altered or not of this format.
+    Raises UserError if the file is missing, truncated, altered or not of this format.
     """
+    check_regular(path)
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except FileNotFoundError:
-        raise UserError(f"there is no file {path}") from None
     except (SafetensorError, OSError, ValueError, RuntimeError, TypeError, AttributeError, MemoryError) as error:
-        reason = "it is a folder" if path.is_dir() else first_line(error)
-        raise UserError(f"{path} is damaged or not a safetensors file ({reason})") from None
+        raise UserError(f"{path} is damaged or not a safetensors file ({first_line(error)})") from None
     if header.get("format") != FORMAT:
         raise UserError(f"{path} was not written by adadfq (no format {FORMAT!r} in its header)")
     if digest(tensors, header.get("meta", "")) != header.get("sha256"):

@@ -14,6 +14,7 @@ from adadfq_lab.game.compiling import Compile
 from adadfq_lab.game.schedule import Schedule
 from adadfq_lab.machine.devices import Precision
 from adadfq_lab.machine.fields import build, check_whole
+from adadfq_lab.machine.reading import read_bytes
 from adadfq_lab.student.quantizer import BitWidths
 
 
@@ -87,9 +88,10 @@ class RunConfig:
 
 
 def read_config(path: Path) -> RunConfig:
-    """The configuration in a run's config.json; raises UserError where it is none."""
+    """The configuration in a run's config.json; raises UserError if it is none."""
+    content = read_bytes(path)
     try:
-        return RunConfig.from_json(json.loads(path.read_bytes()))
+        return RunConfig.from_json(json.loads(content))
     except (ValueError, AttributeError, TypeError, RecursionError):
         raise UserError(f"{path} is damaged or of another version of adadfq; choose another --name") from None
 

@@ -5,7 +5,6 @@ student can be rebuilt where the teacher's weights are not at hand.
 """
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from adadfq_lab.errors import UserError, first_line
 from adadfq_lab.machine.fields import build
 from adadfq_lab.machine.files import load_tensors, save_tensors
+from adadfq_lab.machine.reading import read_json
 from adadfq_lab.student.quantize import quantize
 from adadfq_lab.student.quantizer import BitWidths
 from adadfq_lab.student.student import Quantization, Student
@@ -85,8 +85,8 @@ def _find_teacher(path: Path, info: TeacherInfo) -> Teacher:
     known = name in SHIPPED or ":" in name
     if not known and config.exists():
         try:
-            name = str(json.loads(config.read_bytes())["teacher"])
-        except (ValueError, KeyError, TypeError, RecursionError):
+            name = str(read_json(config)["teacher"])
+        except (UserError, KeyError, TypeError):
             raise UserError(f"{config} does not name the teacher of {path}") from None
     if not known and not Path(name).exists():
         raise UserError(f"{path} was made from teacher {info.name}, which is not shipped; give the teacher's file")

@@ -28,6 +28,7 @@ from adadfq_lab.errors import UserError
 from adadfq_lab.game.schedule import Schedule
 from adadfq_lab.machine.fields import build
 from adadfq_lab.machine.files import write_atomically
+from adadfq_lab.machine.reading import read_bytes
 from adadfq_lab.methods.registry import every_method, make_method
 from adadfq_lab.runs.config import RunConfig, read_config
 from adadfq_lab.views.style import GREY, STUDENT, TEACHER, figure, page
@@ -200,10 +201,13 @@ def shipped_results() -> Path:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows in a results file; none where there is no file. Raises UserError where it is damaged."""
+    """The rows in a results file; none if there is no file. Raises UserError if it is damaged."""
+    if not path.exists():
+        return []
+    content = read_bytes(path)
     try:
-        return [build(Row, plain) for plain in json.loads(path.read_text())] if path.exists() else []
-    except (OSError, ValueError, TypeError, RecursionError):
+        return [build(Row, plain) for plain in json.loads(content)]
+    except (ValueError, TypeError, RecursionError):
         raise UserError(f"{path} is damaged or of another version of adadfq; move it away") from None
 
 

@@ -157,7 +157,7 @@ def test_every_truncation_is_found(tmp_path, generator):
 def test_foreign_files_are_refused(tmp_path, generator):
     """A missing file, a folder, text, and another program's safetensors each have their own line."""
     refuse(tmp_path / "nowhere", "there is no file")
-    refuse(tmp_path, "damaged or not a safetensors file")
+    refuse(tmp_path, "is a folder; give a file")
     (tmp_path / "text").write_text("lr = 0.1\n" * 100)
     refuse(tmp_path / "text", "damaged or not a safetensors file")
     save_file({"w": torch.randn(3, generator=generator)}, tmp_path / "plain")

@@ -116,7 +116,7 @@ def test_the_command_prints_the_results_of_a_file(tmp_path, capsys):
         (["--seeds", "7", "9"], "no result has seed 7 or 9, but there are 0, 1, 2; or play it with --play"),
         (["--methods", "zaq", "--budget", "long"], "no result fits these options; play it with --play"),
         (["--results", "nowhere.json"], "there is no results file nowhere.json; make it with --play"),
-        (["--results", "."], ". is damaged or of another version of adadfq; move it away"),
+        (["--results", "."], ". is a folder; give a file"),
         (["--figure", "nowhere/table.html"], "cannot write nowhere/table.html; name a file in a folder that exists"),
         (["--play", "--workers", "0", "--dataset", "fashion_mnist"], "workers must be at least 1"),
     ],
