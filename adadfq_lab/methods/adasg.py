@@ -3,7 +3,7 @@
 G raises the disagreement of P and Q, Q lowers it. Its released trainer is AdaDFQ's with other constants: a higher lambda_l, and
 disagreement and agreement weighted alike.
 
-Qian et al., Rethinking Data-Free Quantization as a Zero-Sum Game, AAAI 2023. `fidelity` decides what it does for AdaDFQ.
+Qian et al., Rethinking Data-Free Quantization as a Zero-Sum Game, AAAI 2023. `fidelity` decides the same as for AdaDFQ.
 """
 
 from adadfq_lab.methods.adadfq import adadfq

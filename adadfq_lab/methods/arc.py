@@ -1,27 +1,24 @@
-"""ARC: GDFQ with a generator found by searching architectures.
+"""ARC: GDFQ with a generator found by architecture search.
 
-AutoReCon searches, for each teacher, which convolutions a generator of three cells should have so that its images match P's
-batch-norm statistics; the game is then GDFQ's, with its losses and rates. The search is not repeated here: the cells it found
-are in `adadfq_lab.methods.arc`.
+For each teacher, AutoReCon searches which convolutions a generator of three cells should have so that its images match P's
+batch-norm statistics. The game is then GDFQ's, with its losses and rates. The search is not repeated here: CELLS lists what it
+found.
 
-Zhu et al., AutoReCon: Neural Architecture Search-based Reconstruction for Data-free Compression, IJCAI 2021; the cells as
-listed in the code of ARC+AIT. `fidelity` decides the eps of the generator's batch norms, and what it does for GDFQ.
+Three cells double a map of 64 channels, from an eighth of the image's sides to the full size. The latent is split in three;
+each part, through a linear layer, is added to the input of one cell. The label enters through conditional batch norm only.
 
-The generators that AutoReCon's architecture search found, as a table of edges and what it takes to run them.
-
-Three cells double a map of 64 channels, from an eighth of the image's sides to the whole. The latent is cut in three; each
-part, through a linear layer, is added to the input of one cell. The label enters through conditional batch norm alone.
-
-A cell has two nodes made from its input by an *up* edge each, n0 and n1, and two that sum *op* edges: n2 of (n0, n1), n3 of
+A cell has two nodes made from its input by one *up* edge each, n0 and n1, and two that sum *op* edges: n2 of (n0, n1) and n3 of
 (n0, n1, n2), its output. *Cross* edges add the previous cell's n0, n1, n2, doubled, to n2 and to n3.
 
     up, cross    double (n: nearest, b: bilinear) -> class norm -> LeakyReLU -> 1x1 convolution
     op           class norm -> LeakyReLU -> k x k convolution; d3 and d5 with dilation 2
 
-What doubles by nearest neighbour repeats each pixel four times, and norm, LeakyReLU and 1x1 convolution make four equal
-results of four equal pixels; so does a convolution of dilation 2, whose taps are two pixels apart. All of that is computed
-once, on the small map (`Repeated`), and a k x k convolution of it is one transposed convolution (`UpsampleConv2d`): the same
-images for less arithmetic.
+Nearest-neighbour doubling repeats each pixel four times. Norm, LeakyReLU and a 1x1 convolution then give four equal results, and
+so does a convolution of dilation 2, whose taps are two pixels apart. All of that is computed once, on the small map
+(`Repeated`), and a k x k convolution of it is one transposed convolution (`UpsampleConv2d`): the same images for less work.
+
+Zhu et al., AutoReCon: Neural Architecture Search-based Reconstruction for Data-free Compression, IJCAI 2021; the cells as
+listed in the code of ARC+AIT. `fidelity` decides the eps of the generator's batch norms, and the same as for GDFQ.
 """
 
 from typing import NamedTuple
@@ -75,23 +72,23 @@ CELLS: dict[str, tuple[Cell, Cell, Cell]] = {
         Cell("n b", "3 d5 5 d5 d3", "b n b b b n"),
     ),
 }
-"""What the search found for each teacher of the paper's Table 2; as listed in the code of ARC+AIT."""
+"""The cells found for each teacher of the paper's Table 2, as listed in the code of ARC+AIT."""
 
 
 class Repeated(NamedTuple):
-    """`pixels` `(N, C, H, W)`, of which each stands for a square of 2^doublings x 2^doublings equal ones."""
+    """A map `pixels` `(N, C, H, W)` in which each pixel stands for 2^doublings x 2^doublings equal ones."""
 
     pixels: Tensor
     doublings: int = 0
 
     def at(self, doublings: int) -> Tensor:
-        """The map with all but so many of its doublings carried out."""
+        """These pixels with only `doublings` doublings left to do."""
         factor = 2.0 ** (self.doublings - doublings)
         return self.pixels if factor == 1 else F.interpolate(self.pixels, scale_factor=factor, mode="nearest")
 
 
 def total(maps: list[Repeated]) -> Repeated:
-    """The sum of maps; those that are equally small are added while they are."""
+    """The sum of maps; maps of equal size are added before they are doubled."""
     while len(maps) > 1:
         *maps, a, b = sorted(maps, key=lambda m: m.doublings)
         maps.append(Repeated(a.pixels + b.at(a.doublings), a.doublings))
@@ -122,7 +119,7 @@ class OpEdge(nn.Module):
         super().__init__()
         self.kernel, self.dilated = int(kind[-1]), kind[0] == "d"
         self.norm = ConditionalBatchNorm2d(WIDTH, rows, eps)
-        self.conv = UpsampleConv2d(WIDTH, WIDTH, self.kernel)  # for its kernel; where nothing is doubled, a plain convolution
+        self.conv = UpsampleConv2d(WIDTH, WIDTH, self.kernel)  # a plain convolution if nothing is doubled
 
     def forward(self, m: Repeated, y: Tensor) -> Repeated:
         m = Repeated(F.leaky_relu(self.norm(m.pixels, y), 0.2, inplace=True), m.doublings)
@@ -160,11 +157,11 @@ class SearchedCell(nn.Module):
 class SearchedGenerator(Generator):
     """G of ARC: three cells of CELLS between a latent in three parts and a 3x3 convolution, tanh and a norm per batch.
 
-    Images of any sides: what the doublings make beyond them, where they are no multiples of 8, is cut off evenly.
+    Images may have any sides: if they are not multiples of 8, the surplus is cropped evenly.
 
-    rows: of the class norms' tables in the cells; the number of classes. The code of ARC+AIT has 1,000 for CIFAR too, of which
-          it uses no more, and keeps weights for absent cross edges: 5,995,459 parameters for CIFAR-10 against 1,918,659 here.
-    eps:  of every class norm. The released code passes 0.8 where a momentum was meant; 1e-5 is the usual value.
+    rows: rows of the class norms' tables; by default the number of classes. The code of ARC+AIT has 1,000 for CIFAR too and
+          keeps weights for absent cross edges: 5,995,459 parameters for CIFAR-10 against 1,918,659 here.
+    eps:  of every class norm. The released code passes 0.8, meant as a momentum; 1e-5 is the usual value.
     """
 
     def __init__(
@@ -217,7 +214,7 @@ def searched_generator(
 
 
 def arc(cells: str | None = None) -> Method:
-    """ARC with the cells found for the teacher `cells`, a key of CELLS; by default those that fit the images and classes."""
+    """ARC with the cells found for the teacher `cells`, a key of CELLS; by default chosen by image size and classes."""
 
     def build_generator(teacher: Teacher, fidelity: Fidelity) -> Generator:
         info = teacher.info

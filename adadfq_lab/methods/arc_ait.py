@@ -1,23 +1,19 @@
-"""ARC+AIT: ARC, whose student learns from P's logits alone and moves its integers, not only its floats.
+"""ARC+AIT: ARC whose student learns from P's logits alone, with steps long enough to change its integers.
 
-Labels and distillation pull Q apart on generated images, so Q keeps distillation; and since most steps are too small for a
-weight to reach another integer, gradient inundation stretches each layer's step until a share of its integers changes.
-
-Choi et al., It's All In the Teacher: Zero-Shot Quantization Brought Closer to the Teacher, CVPR 2022. `fidelity` decides how
-far a step may be stretched (`gi_cap`), how distillation is averaged, and what it does for ARC.
-
-Gradient inundation: SGD whose steps are long enough for the integers of a layer to change.
-
-A step of SGD moves every float weight a little, and seldom one across the border to the next integer: Q, which computes with
-the integers, stays what it was. Gradient inundation multiplies the step of each quantised weight tensor by one number,
+On generated images, labels and distillation pull Q in different directions, so Q keeps distillation only. A step of SGD moves
+every float weight a little and seldom across the border to the next integer: Q, which computes with the integers, stays the
+same. Gradient inundation multiplies the step of each quantised weight tensor by one number,
 
     w <- w - kappa lr d,    kappa >= 1 the smallest for which a share tau of the tensor's codes changes,
 
-where d is the direction of Nesterov's step and the codes are those of the grid after the move (a channel's range moves along).
-Momentum stays what SGD makes it; kappa = 1 is plain SGD. Choi et al., CVPR 2022.
+where d is the direction of Nesterov's step and the codes are those of the grid after the move, since a channel's range moves
+with it. The momentum is that of SGD; kappa = 1 is plain SGD.
 
 The released code doubles kappa until the share is reached and then halves the last interval five times. Here log2 kappa is
-halved from the start, for all tensors at once and a fixed number of times, so that no step waits for an accelerator.
+bisected from the start, for all tensors at once and a fixed number of times, so that no step waits for an accelerator.
+
+Choi et al., It's All In the Teacher: Zero-Shot Quantization Brought Closer to the Teacher, CVPR 2022. `fidelity` decides how
+far a step may be stretched (`gi_cap`), how distillation is averaged, and the same as for ARC.
 """
 
 import dataclasses
@@ -37,14 +33,14 @@ from adadfq_lab.student.quantizer import codes, weight_qparams
 from adadfq_lab.student.student import Student
 
 UNCAPPED = 2.0**40
-"""The largest multiplier where there is no cap: a step of 1e-12 of the range is made as long as the range."""
+"""The largest multiplier if there is no cap: it makes a step of 1e-12 of the range as long as the range."""
 
 RESOLUTION = 1 / 16
-"""How closely log2 kappa is found: kappa is at most 4.4 % larger than need be."""
+"""Resolution of log2 kappa: kappa is at most 4.4 % larger than necessary."""
 
 
 def _rows(tensors: list[Tensor]) -> dict[int, tuple[Tensor, Tensor]]:
-    """Weights `(out, ...)` as matrices of channels, one matrix `(rows, n)` for each length n, and whose each row is."""
+    """Weights `(out, ...)` as matrices of channels: for each row length n a matrix `(rows, n)` and the tensor of each row."""
     found: dict[int, tuple[list[Tensor], list[Tensor]]] = {}
     for i, tensor in enumerate(tensors):
         flat = tensor.flatten(1)
@@ -55,7 +51,7 @@ def _rows(tensors: list[Tensor]) -> dict[int, tuple[Tensor, Tensor]]:
 
 
 class Codes:
-    """The codes of some weights before a move, to see how many a move changes."""
+    """The codes of some weights before a move, to count how many a move changes."""
 
     def __init__(self, weights: list[Tensor], moves: list[Tensor], bits: int, zero_point: Any) -> None:
         self.bits, self.zero_point = bits, zero_point
@@ -76,9 +72,9 @@ class Codes:
 
 
 def multipliers(weights: list[Tensor], moves: list[Tensor], bits: int, zero_point: Any, share: float, cap: float) -> Tensor:
-    """kappa of each weight `(out, ...)` for its move, float32 `(weights,)`: in [1, cap], `cap` where no less will do.
+    """kappa of each weight `(out, ...)` for its move, float32 `(weights,)`: in [1, cap]; `cap` if nothing smaller suffices.
 
-    By bisection of log2 kappa, whose upper end is kept: a share that was reached is reached to the end.
+    Bisects log2 kappa and returns the upper end, at which the share is reached.
     """
     grid = Codes(weights, moves, bits, zero_point)
     low = torch.zeros_like(grid.sizes)
@@ -95,7 +91,7 @@ class GradientInundation(SGD):  # type: ignore[misc, valid-type]
     """SGD with Nesterov momentum 0.9 that changes at least a `share` of each quantised weight tensor's codes in a step.
 
     share: tau, of the integer codes of each tensor
-    cap:   the largest multiplier, or None; a gradient of zero moves nothing either way
+    cap:   the largest multiplier, or None; a zero gradient moves nothing in any case
 
     Biases and batch norms take plain steps. Parameter groups: one for each grid (bits and kind of zero point), then the rest.
     """
@@ -130,14 +126,14 @@ class GradientInundation(SGD):  # type: ignore[misc, valid-type]
 
     @torch.no_grad()
     def step(self) -> None:
-        """Plain SGD, then each quantised tensor's step is made longer where too few of its codes changed."""
+        """One step of SGD; the step of a quantised tensor in which too few codes changed is then made longer."""
         moving = [[w for w in group["params"] if w.grad is not None and group["bits"]] for group in self.param_groups]
         before = [[w.clone() for w in weights] for weights in moving]
         super().step()
         for group, weights, old in zip(self.param_groups, moving, before, strict=True):
             if not weights:
                 continue
-            # Not new less old weight: a step of 1e-10 is lost in rounding there, and such steps are what this is for.
+            # Not the new weight minus the old one: steps of 1e-10, the ones to be stretched, would be lost in rounding.
             moves = []
             for w, start in zip(weights, old, strict=True):
                 assert w.grad is not None
@@ -157,8 +153,8 @@ def student_loss(r: Round) -> Terms:
 def arc_ait(cells: str | None = None, *, share: float = 1e-3 * 16 / 200) -> Method:
     """ARC+AIT in which at least a `share` of each layer's integer weights changes in every step of Q.
 
-    The share is the published one for batches of 200, scaled to 16, so that an image moves as many integers as there. A change
-    is of one integer at least: in layers of up to 12,500 weights that is more than the share.
+    The share is the published one for batches of 200, scaled to 16, so that each image moves as many integers. At least one
+    integer changes: in layers of up to 12,500 weights that is more than the share.
     """
 
     def inundation(student: Student, weight_decay: float, fidelity: Fidelity) -> torch.optim.Optimizer:

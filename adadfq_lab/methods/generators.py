@@ -62,7 +62,7 @@ class Generator(nn.Module):
     """What every generator offers: its latent width, and `(z (N, latent), y (N,))` to images `(N, C, H, W)`.
 
     A network makes whatever it is asked for, in any round alike. The other functions are for what does not: a bank of images
-    that are worked on one batch after another (see `image_bank`).
+    that are worked on one batch after another (see `intraq.ImageBank`).
     """
 
     latent: int

@@ -1,22 +1,20 @@
-"""IntraQ: optimise a fixed set of images that stay different within a class, then learn from them.
+"""IntraQ: optimise a fixed set of images that differ within a class, then learn from them.
 
-Pixels are fitted to P's batch-norm statistics, to a target probability of their class (half of the targets below 1), and to a
-band of cosine distances around the class's mean features, cropped at random in half of the rounds so that parts of an image are
-images too. Then the set stays, and Q learns from crops of it by labels and, above all, by P's logits.
+In the warm-up, pixels are fitted to P's batch-norm statistics, to a target probability of their class (half of the targets are
+below 1), and to a band of cosine distances from the mean features of the class. In half of the rounds they are cropped at
+random, so that parts of an image are images too. The set then stays, and Q learns from crops of it by labels and, above all, by
+P's logits.
+
+The images are a bank in place of a generator; image i is of class i mod C. The warm-up optimises one batch after another, each for
+`iterations` rounds. Each batch is a parameter of its own, so that Adam's moments are those of this batch and no other image
+moves. Its learning rate falls along half a cosine: Adam's steps have constant size, and without the decay pixels would not
+settle. A longer warm-up makes more images, not better ones.
+
+A row of z holds normal numbers: the first selects one of the images of the class; `CROP` more, if present, say which part of it
+is shown. All of it is drawn on the host and computed on the device.
 
 Zhong et al., IntraQ: Learning Synthetic Images with Intra-Class Heterogeneity, CVPR 2022. `fidelity` decides how L_BNS is
-averaged; the released calibration on a second method's generator is not offered (intra_calibration). Its warm-up is long: an
-image takes `iterations` rounds with its batch.
-
-A bank of images that are optimised themselves, in the place of a generator.
-
-Image i is of class i mod C. The warm-up works on one batch after another, `iterations` rounds each: its pixels are a parameter
-of their own, so that Adam's moments and step count are those of this batch and no other image moves. The learning rate falls
-along half a cosine in every batch, for with Adam's steps of a constant size the pixels would never come to rest. A longer
-warm-up makes more images, not better ones.
-
-A row of z holds normal numbers: the first chooses among the images of the class asked for; `CROP` more, where there are any,
-say which part of the image is shown. All of it is drawn on the host and computed on the device.
+averaged. The released calibration on a second method's generator is not offered (`intra_calibration`).
 """
 
 import math
@@ -35,17 +33,17 @@ from adadfq_lab.teacher.features import pooled_features
 from adadfq_lab.teacher.teacher import Teacher
 
 CROP = 5
-"""Numbers that a crop takes: its area, its aspect ratio, its place down and across, and whether it is mirrored."""
+"""Numbers that describe a crop: area, aspect ratio, vertical and horizontal position, and whether it is mirrored."""
 
 SMALLEST, ASPECT = 0.5, 4 / 3
-"""Crops cover this share of the image and more; their sides are in a ratio of up to this much either way."""
+"""The smallest area of a crop as a share of the image, and its largest aspect ratio."""
 
 
 def crop_boxes(u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(top, left, height, width), each `(N,)` and in units of the image's sides, for `u` `(N, 4)` uniform in [0, 1).
 
-    As random resized crops have it: the area is uniform in [1/2, 1], the logarithm of the aspect ratio in what of
-    [-log 4/3, log 4/3] makes such an area fit into the image, and the place in what is left.
+    As in random resized crops: the area is uniform in [1/2, 1], the logarithm of the aspect ratio uniform in the part of
+    [-log 4/3, log 4/3] for which such a crop fits into the image, and the position uniform over what is left.
     """
     area = SMALLEST + (1 - SMALLEST) * u[:, 0]
     widest = (-area.log()).clamp(max=math.log(ASPECT))
@@ -134,7 +132,7 @@ class ImageBank(Generator):
         return 0.5 * (1 + math.cos(math.pi * self.bench(index)[1])) if index < self.warmup else 1.0
 
     def choose(self, z: Tensor, y: Tensor) -> Tensor:
-        """The numbers `(N,)` of the images that z and y ask for: any of the class, alike likely."""
+        """The indices `(N,)` of the images that z and y select, uniform over the images of the class."""
         count = self._per_class(y)
         rank = (torch.special.ndtr(z[:, 0]) * count).long().minimum(count - 1)
         numbers: Tensor = rank * self.classes + y
@@ -150,8 +148,8 @@ class ImageBank(Generator):
         return resized_crop(x, rows * top, columns * left, rows * height, columns * width, u[:, 4] < 0.5)
 
     def notes(self, z: Tensor, y: Tensor) -> dict[str, Tensor]:
-        """target: the probability of its class an image is to have; centre: the mean features `(N, D)` of its class; seen:
-        whether there are finished images of the class to take them from."""
+        """target: the probability that P should give an image's class; centre: the mean features `(N, D)` of its class; seen:
+        whether finished images of the class exist, from which the mean is taken."""
         counts = self.counts[y]
         return {
             "target": self.targets[self.choose(z, y)],
@@ -188,7 +186,7 @@ def marginal_distance(f: Tensor, centre: Tensor, seen: Tensor, lower: float, upp
 
 
 def crops(random: torch.Generator, n: int, latent: int, classes: int) -> tuple[Tensor, Tensor]:
-    """z `(n, latent + CROP)` from N(0, 1), see `image_bank`, and y `(n,)`, each class as likely as any other."""
+    """z `(n, latent + CROP)` from N(0, 1), and y `(n,)`, uniform over the classes."""
     return torch.randn(n, latent + CROP, generator=random), torch.randint(classes, (n,), generator=random)
 
 
@@ -203,8 +201,8 @@ def intraq(
 ) -> Method:
     """IntraQ with its constants for CIFAR-10, at a tenth of its 1,000 iterations a batch.
 
-    Q's learning rate is the published one for batches of 256, scaled to 16: as it stands it ends in NaN at 3 bits, where alpha
-    T^2 = 8,000 multiplies the divergence. gamma weighs L_BNS; summed as Eq. (11) has it, it outweighs the other terms.
+    Q's learning rate is the published one for batches of 256, scaled to 16; unscaled it ends in NaN at 3 bits, because alpha
+    T^2 = 8,000 multiplies the divergence. gamma weights L_BNS; summed, as in Eq. (11), it outweighs the other terms.
     """
 
     def bank(teacher: Teacher, fidelity: Fidelity) -> ImageBank:

@@ -1,4 +1,4 @@
-"""What a method is: data. A name, a generator, two functions from a round to named loss terms, and a few switches."""
+"""A method is data: a name, a generator, two functions from a round to named loss terms, and a few switches."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,23 +18,23 @@ from adadfq_lab.teacher.teacher import Teacher
 
 @dataclass
 class Round:
-    """One batch on its way through the game: what both players' losses are computed from.
+    """One batch of the game, from which both players' losses are computed.
 
-    Gradients of the generator's loss are taken to `images` only and those of the student's loss to Q's parameters only, so
-    nothing needs detaching here: the same logits serve both.
+    The generator's loss is differentiated with respect to `images` only, the student's with respect to Q's parameters only.
+    Both can therefore use the same logits, and nothing has to be detached.
     """
 
     index: int
     images: Tensor  # (N, C, H, W), normalised, made by G
-    labels: Tensor  # (N,), what G was asked for; (N, classes), probabilities, where the method mixes classes
+    labels: Tensor  # (N,), the class asked of G; (N, classes), probabilities, if the method mixes classes
     teacher_logits: Tensor  # (N, classes)
-    student_logits: Tensor  # (N, classes); without gradient to the images where the method does not ask for it
+    student_logits: Tensor  # (N, classes); has a gradient to the images only if the method uses it
     statistics: list[BatchStatistics]
     bounds: Bounds
     fidelity: Fidelity
-    teacher_features: tuple[Tensor, ...] = ()  # (N, C_l, H_l, W_l) after each stage; only for methods that ask for features
+    teacher_features: tuple[Tensor, ...] = ()  # (N, C_l, H_l, W_l) after each stage, for methods with `features`
     student_features: tuple[Tensor, ...] = ()
-    notes: dict[str, Tensor] = field(default_factory=dict)  # what G knows about each image besides, see `Generator.notes`
+    notes: dict[str, Tensor] = field(default_factory=dict)  # more about each image, see `Generator.notes`
 
     @cached_property
     def entropy(self) -> Tensor:
@@ -53,16 +53,16 @@ def default_generator(teacher: Teacher, fidelity: Fidelity) -> Generator:
 
 
 def noise_and_label(random: torch.Generator, n: int, latent: int, classes: int) -> tuple[Tensor, Tensor]:
-    """z `(n, latent)` from N(0, 1) and y `(n,)`, each class as likely as any other."""
+    """Returns z `(n, latent)` from N(0, 1) and y `(n,)`, uniform over the classes."""
     return torch.randn(n, latent, generator=random), torch.randint(classes, (n,), generator=random)
 
 
 @dataclass(frozen=True)
 class Rates:
-    """The learning rates and weight decay a method asks for where the schedule names none.
+    """A method's learning rates and weight decay; `Schedule` can override them.
 
-    adam_beta1: the momentum of G's Adam; as the fidelity has it for the paper's own method if not given
-    scale_lr:   of learned scales, which have no weight decay
+    adam_beta1: beta_1 of G's Adam; None takes the value of `fidelity`
+    scale_lr:   learning rate of learned scales, which have no weight decay
     """
 
     generator_lr: float = 1e-3
@@ -73,12 +73,12 @@ class Rates:
 
 
 def nesterov(student: Student, weight_decay: float, fidelity: Fidelity) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum 0.9 over every trainable parameter of Q; the game sets the learning rate in every round."""
+    """SGD with Nesterov momentum 0.9 over Q's trainable parameters; the game sets the learning rate in each round."""
     return _sgd(student, weight_decay, nesterov=True)
 
 
 def plain_momentum(student: Student, weight_decay: float, fidelity: Fidelity) -> torch.optim.Optimizer:
-    """SGD with momentum 0.9 over every trainable parameter of Q; the game sets the learning rate in every round."""
+    """SGD with momentum 0.9 over Q's trainable parameters; the game sets the learning rate in each round."""
     return _sgd(student, weight_decay, nesterov=False)
 
 
@@ -87,7 +87,7 @@ def _sgd(student: Student, weight_decay: float, *, nesterov: bool) -> torch.opti
     learned = {id(scale) for scale in scales}
     parameters = [p for p in student.parameters() if p.requires_grad and id(p) not in learned]
     groups: list[dict[str, Any]] = [{"params": parameters}]
-    if scales:  # not fused: that step wants a gradient for all or for none, and a range that is being observed has none
+    if scales:  # not fused: a fused step needs a gradient for every parameter, and a scale still being observed has none
         groups.append({"params": scales, "scales": True, "weight_decay": 0.0, "fused": False})
     fused = {"fused": True} if parameters[0].device.type in ("cpu", "cuda") else {}
     return SGD(groups, 1.0, momentum=0.9, weight_decay=weight_decay, nesterov=nesterov, **fused)
@@ -98,24 +98,24 @@ class Method:
     """A data-free quantization method.
 
     name:               as in the paper's Table 2
-    settings:           the arguments it was made with, to make it again from a checkpoint
-    generator_loss:     what G minimises in a round
-    student_loss:       what Q minimises in a round
-    uses_student:       whether G's loss looks at Q; if not, Q's forward needs no gradient to the images
-    bounds:             the band [lambda_l, lambda_u] the game starts with; only methods with a hinge heed it
-    build_generator:    from the teacher and the fidelity
-    sample:             from the random generator, N, the latent width and the number of classes to (z, y)
+    settings:           the arguments it was made with; a checkpoint stores them
+    generator_loss:     the terms that G minimises in a round
+    student_loss:       the terms that Q minimises in a round
+    uses_student:       whether G's loss depends on Q; if not, no gradient is taken from Q to the images
+    bounds:             the band [lambda_l, lambda_u] at the start; only methods with a hinge use it
+    build_generator:    (teacher, fidelity) -> G
+    sample:             (random generator, N, width of z, number of classes) -> (z, y)
     rates:              its learning rates and weight decay
-    student_optimizer:  from Q, the weight decay and the fidelity to the optimizer of Q's trainable parameters, learning rate 1
-    student_batch_norm: "eval" keeps P's running statistics in Q, "train" lets Q's batch norms see and follow the batch
-    features:           whether the losses look at what P and Q compute after each stage
-    generator_every:    G steps in every so many rounds, in the warm-up in all
-    generator_stops:    G stops learning when the warm-up ends: the student trains on what there is then
-    ranges:             "observed": Q's ranges are those of the first batches; "fitted": when the warm-up ends, each is cut
-                        to where rounding costs least on G's images, and stays, and what it clips passes no gradient; "learned":
-                        from the fitted ones on, the scales of activations and weights are parameters of Q; without a warm-up
-                        nothing is fitted
-    warmup:             the rounds of warm-up that serve it on small images; advice, since the schedule decides
+    student_optimizer:  (Q, weight decay, fidelity) -> optimizer of Q's trainable parameters with learning rate 1
+    student_batch_norm: "eval" keeps P's running statistics in Q; "train" normalises by the batch and updates them
+    features:           whether the losses use the feature maps of P and Q after each stage
+    generator_every:    after the warm-up, G takes a step in every n-th round only
+    generator_stops:    whether G stops learning when the warm-up ends
+    ranges:             how Q's activation ranges are set. "observed": from the first batches. "fitted": when the warm-up ends,
+                        each range is cut to the one with the least squared rounding error on G's images and then fixed;
+                        clipped values pass no gradient. "learned": starting from the fitted ranges, the scales of activations
+                        and weights are trained. Without a warm-up nothing is fitted.
+    warmup:             recommended warm-up on small images; `Schedule.warmup` overrides it
     """
 
     name: str

@@ -1,19 +1,17 @@
 """Qimera: generate images between classes, where the teacher's decisions are made.
 
-What Q must learn lies at the borders between P's classes, and noise around one class does not reach them: so some batches are
-made from superpositions of K class embeddings, with the weights as soft label. The embeddings may start as the rows of P's
-last layer, and a linear map of its own lets G take them apart again.
+Q must learn the borders between P's classes, and noise around one class does not reach them. Some batches are therefore made from
+superpositions of K class embeddings, with their weights as soft label. The embeddings may start as the rows of P's last layer,
+and a linear map of its own lets G separate them again.
+
+A class is a point in the space of P's last features, an embedding e_y. An image of one class is made from norm(e_y + z); an
+image between classes from sum_k w_k norm(e_k + z_k), with soft label w. One tensor y says what is asked: `(N,)` labels, or
+`(N, classes)` probabilities whose K largest are an image's slots, for K latents z `(N, K, latent)`. A class drawn twice for one
+image becomes one slot with the weight of both.
 
 Choi et al., Qimera: Data-free Quantization with Synthetic Boundary Supporting Samples, NeurIPS 2021. `fidelity` decides whether
 the map is there (`use_dm`), over what embeddings are normalised (`embedding_norm`), how class norms are mixed on large images
-(`cbn_mix`), the eps of the generator's batch norms, and what it does for GDFQ.
-
-Qimera's generator: images of several classes at once, from superposed class embeddings.
-
-A class is a point in the space of P's last features, an embedding e_y. An image of one class is made from norm(e_y + z); an
-image between classes from sum_k w_k norm(e_k + z_k), with soft label w. What is asked for is one tensor y: `(N,)` labels, or
-`(N, classes)` probabilities, whose largest K are an image's slots; K is how many latents it is given, z `(N, K, latent)`. (A
-class drawn twice for one image so becomes one slot of the weight of both.)
+(`cbn_mix`), the eps of the generator's batch norms, and the same as for GDFQ.
 """
 
 from typing import Literal
@@ -36,7 +34,7 @@ EmbeddingNorm = Literal["per-sample", "per-slot"]
 def last_layer(teacher: Teacher) -> Tensor:
     """The weight `(classes, features)` of the teacher's last layer, a Linear or a 1x1 convolution.
 
-    Raises UserError where it has no layer with as many outputs as classes.
+    Raises UserError if no layer has as many outputs as there are classes.
     """
     classes = len(teacher.info.classes)
     layers = [m.weight for m in teacher.network.modules() if isinstance(m, nn.Linear | nn.Conv2d)]

@@ -1,7 +1,7 @@
-"""Real images: what the student would reach if nobody had taken the data away.
+"""Real images: what the student would reach if the data had not been taken away.
 
-No method, a reference: the teacher's own training images, shifted and mirrored, stand in for G's, and Q learns from them as in
-AdaDFQ. What it reaches within a budget is what better images could buy there; what it still lacks, they could not.
+A baseline, not a method: the teacher's own training images, shifted and mirrored, replace G's, and Q learns from them as in
+AdaDFQ. The result bounds what better images could gain within the same budget.
 """
 
 import torch
@@ -18,11 +18,11 @@ from adadfq_lab.methods.method import Method, Round
 from adadfq_lab.teacher.teacher import Teacher
 
 SHIFT = 4
-"""Pixels by which an image moves at most, in each direction."""
+"""The largest shift of an image in each direction, in pixels."""
 
 
 class RealImages(Generator):
-    """Training images in the place of G's: y picks the class, z the image, its shift and whether it is mirrored."""
+    """Training images in place of G's: y selects the class, z the image, its shift and whether it is mirrored."""
 
     latent = 4
 
@@ -34,11 +34,11 @@ class RealImages(Generator):
                 f"{data.name} has {tuple(data.images.shape[1:])} images, the teacher takes {teacher.info.input_shape}"
             )
         order = data.labels.argsort(stable=True)
-        self.images = data.images[order]  # no buffer: it belongs in no checkpoint
+        self.images = data.images[order]  # not a buffer, so that checkpoints do not hold it
         self.count = data.labels.bincount(minlength=len(data.classes))
         self.first = self.count.cumsum(0) - self.count
         self.normalize = teacher.normalize
-        self.unused = nn.Parameter(torch.zeros(()))  # an optimizer wants something to hold
+        self.unused = nn.Parameter(torch.zeros(()))  # an optimizer needs a parameter
 
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
         u, y = torch.special.ndtr(z.cpu().double()), y.cpu()  # uniform on (0, 1)
@@ -49,7 +49,7 @@ class RealImages(Generator):
         columns = left[:, None] + torch.where(u[:, 3:] < 0.5, columns, width - 1 - columns)
         rows = top[:, None] + torch.arange(height)
         picked = F.pad(images, [SHIFT] * 4)[torch.arange(len(y))[:, None, None], :, rows[:, :, None], columns[:, None]]
-        return self.normalize(picked.permute(0, 3, 1, 2)) + 0 * self.unused  # so that a warm-up, if asked for, does nothing
+        return self.normalize(picked.permute(0, 3, 1, 2)) + 0 * self.unused  # a warm-up then changes nothing
 
 
 def build(teacher: Teacher, fidelity: Fidelity) -> Generator:

@@ -1,4 +1,4 @@
-"""Every method by name: the eight of Table 2, what goes beyond them, the references, and those a user registers."""
+"""Every method by name: the eight of Table 2, two that go beyond it, the baselines, and those that a user registers."""
 
 import importlib.util
 import os
@@ -33,25 +33,24 @@ METHODS: dict[str, Callable[..., Method]] = {
     "adasg": adasg,
     "adadfq": adadfq,
 }
-"""How to make each method, by name in lower case, in the order of the paper's Table 2; add your own with `register`."""
+"""The eight methods by name in lower case, in the order of the paper's Table 2; `register` adds one."""
 BEYOND: dict[str, Callable[..., Method]] = {"adadfq+": adadfq_plus, "adadfq+lsq": adadfq_lsq}
-"""What goes beyond the paper, on the same quantizer; in tables a row apart."""
+"""Methods that are not in the paper, on the same quantizer."""
 REFERENCES: dict[str, Callable[..., Method]] = {"real": real}
-"""What methods are measured against, by name: runs like a method, but is none."""
-
+"""Baselines. They run like a method but are not one."""
 
 FILES = "ADADFQ_METHODS"
-"""Environment variable: Python files that `register` methods, with what PATH has between its folders in between; every process
-that makes a method reads them, so those that a table or a grid starts know the methods too."""
+"""Environment variable: Python files that call `register`, separated as in PATH. Each process that makes a method reads them,
+including the processes that a table or a grid starts."""
 _read: set[str] = set()
 _only_here: set[str] = set()
 
 
 def every_method() -> dict[str, Callable[..., Method]]:
-    """METHODS, those of FILES among them, BEYOND and REFERENCES: what `make_method` knows."""
+    """All methods that `make_method` knows: METHODS, with those of FILES, BEYOND and REFERENCES."""
     for name in filter(None, os.environ.get(FILES, "").split(os.pathsep)):
         if name not in _read:
-            _read.add(name)  # before it is read: it may ask for a method itself
+            _read.add(name)  # before it is run, because the file may make a method itself
             try:
                 _read_file(Path(name))
             except UserError:
@@ -61,38 +60,38 @@ def every_method() -> dict[str, Callable[..., Method]]:
 
 
 def _read_file(path: Path) -> None:
-    """Runs a file that registers methods, as a module of its own."""
+    """Runs the file `path`, which registers methods, as a module."""
     name = f"adadfq_methods.{path.stem}"
     before = set(_only_here)
     try:
         spec = importlib.util.spec_from_file_location(name, path)
         if spec is None or spec.loader is None:
-            raise UserError("it is no Python file")
+            raise UserError("it is not a Python file")
         sys.modules[name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules[name])
-    except Exception as error:  # whatever somebody's own file raises
+    except Exception as error:  # a user's file may raise anything
         raise UserError(f"{path}, which {FILES} names, cannot be loaded: {first_line(error)}") from error
     _only_here.intersection_update(before)
 
 
 def known_elsewhere(name: str) -> bool:
-    """Whether another process makes the method `name` as this one does: it is shipped, or of a file that FILES names."""
+    """Whether other processes can make the method `name`: it is shipped, or registered by a file that FILES names."""
     return _key(name) not in _only_here
 
 
 def _key(name: str) -> str:
-    """The paper's ARC+AIT is arc_ait."""
+    """The key of a method: lower case, and "ARC+AIT" becomes "arc_ait"."""
     return re.sub(r"\+(?=\w)", "_", name.lower())
 
 
 def register(name: str, make: Callable[..., Method]) -> None:
-    """Makes `make` available as `name`, on the command line and to checkpoints as well; in this process, see FILES."""
+    """Adds the method `name` to this process, its command line and its checkpoints. For other processes see FILES."""
     METHODS[_key(name)] = make
     _only_here.add(_key(name))
 
 
 def make_method(name: str, **settings: Any) -> Method:
-    """The method called `name`, with `settings` in place of its defaults; raises UserError for an unknown name or setting."""
+    """Returns the method `name`, its defaults replaced by `settings`. Raises UserError for an unknown name or setting."""
     known = every_method()
     key = name.lower() if name.lower() in known else _key(name)
     if key not in known:
@@ -107,7 +106,7 @@ def make_method(name: str, **settings: Any) -> Method:
 
 
 def description(make: Callable[..., Method]) -> str:
-    """What a method does, in a line: the first of the module that makes it or, where that says nothing, of its function."""
+    """What a method does, in one line: the first of its module's docstring or, if there is none, of its function's."""
     while isinstance(make, partial):
         make = make.func
     module = sys.modules.get(make.__module__)

@@ -2,7 +2,7 @@
 
 An unconditional generator raises the distance of P's and Q's logits, that of how their channels relate to each other after each
 stage, and the strength of P's last features; Q, five steps for each of the generator's, lowers both distances, while its batch
-norms follow the images. Neither labels nor batch-norm statistics of P are used, which is why ZAQ has little to tell a class by.
+norms follow the images. Neither labels nor batch-norm statistics of P are used, so nothing tells G one class from another.
 
 Liu et al., Zero-shot Adversarial Quantization, CVPR 2021. `fidelity` decides whether channel relation maps are compared, as the
 paper has it, or what two self-attentions make of the features, as the code does.
@@ -22,10 +22,10 @@ from adadfq_lab.teacher.teacher import Teacher
 
 
 def unit(x: Tensor, dim: int) -> Tensor:
-    """`x` over its Euclidean length along `dim`; where that is 0, so is the result, and the gradient passes as it is.
+    """`x` divided by its Euclidean length along `dim`; a zero vector stays zero and passes its gradient unchanged.
 
-    At three bits whole channels round to 0, and a small eps in the place of their length would multiply their gradient by its
-    inverse: one such step destroys Q.
+    At three bits whole channels round to 0. Dividing them by a small eps would multiply their gradient by 1/eps, and one such
+    step destroys Q.
     """
     length = torch.linalg.vector_norm(x, dim=dim, keepdim=True)
     return x / torch.where(length > 0, length, 1)
@@ -43,7 +43,7 @@ def relation_gap(f_p: Maps, f_q: Maps) -> Tensor:
 
 
 def attend(features: Tensor) -> tuple[Tensor, Tensor]:
-    """What two attentions without parameters make of `(N, C, H, W)`: over places and over channels, both `(N, C, HW)`.
+    """Two attentions without parameters of `(N, C, H, W)`: over places and over channels, both `(N, C, HW)`.
 
     With X the features of unit length at each place: X + 0.1 X softmax(X^T X)^T, and X + 0.1 softmax(max - X X^T) X.
     """
@@ -65,7 +65,7 @@ def generator_of(teacher: Teacher, fidelity: Fidelity) -> Generator:
 
 
 def zaq(alpha: float = 1.0, beta: float = 0.1) -> Method:
-    """ZAQ with the weights of its released code; no warm-up, and its rate for batches of 256, scaled to 16."""
+    """ZAQ with the weights of its released code, no warm-up, and its learning rate for batches of 256 scaled to 16."""
 
     def gaps(r: Round) -> Terms:
         gap = relation_gap if r.fidelity.zaq_feature_loss == "crm" else attention_gap
