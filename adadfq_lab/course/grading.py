@@ -8,7 +8,6 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from html import escape
-from inspect import signature
 from typing import Any
 
 import numpy as np

@@ -1,20 +1,20 @@
 """ARC: GDFQ with a generator found by architecture search.
 
 For each teacher, AutoReCon searches which convolutions a generator of three cells should have so that its images match P's
-batch-norm statistics. The game is then GDFQ's, with its losses and rates. The search is not repeated here: CELLS lists what it
-found.
+batch-norm statistics. The game is then GDFQ's, with its losses and rates. The search is not repeated here: CELLS lists what
+it found.
 
 Three cells double a map of 64 channels, from an eighth of the image's sides to the full size. The latent is split in three;
 each part, through a linear layer, is added to the input of one cell. The label enters through conditional batch norm only.
 
-A cell has two nodes made from its input by one *up* edge each, n0 and n1, and two that sum *op* edges: n2 of (n0, n1) and n3 of
-(n0, n1, n2), its output. *Cross* edges add the previous cell's n0, n1, n2, doubled, to n2 and to n3.
+A cell has two nodes made from its input by one *up* edge each, n0 and n1, and two that sum *op* edges: n2 of (n0, n1) and n3
+of (n0, n1, n2), its output. *Cross* edges add the previous cell's n0, n1, n2, doubled, to n2 and to n3.
 
     up, cross    double (n: nearest, b: bilinear) -> class norm -> LeakyReLU -> 1x1 convolution
     op           class norm -> LeakyReLU -> k x k convolution; d3 and d5 with dilation 2
 
-Nearest-neighbour doubling repeats each pixel four times. Norm, LeakyReLU and a 1x1 convolution then give four equal results, and
-so does a convolution of dilation 2, whose taps are two pixels apart. All of that is computed once, on the small map
+Nearest-neighbour doubling repeats each pixel four times. Norm, LeakyReLU and a 1x1 convolution then give four equal results,
+and so does a convolution of dilation 2, whose taps are two pixels apart. All of that is computed once, on the small map
 (`Repeated`), and a k x k convolution of it is one transposed convolution (`UpsampleConv2d`): the same images for less work.
 
 Zhu et al., AutoReCon: Neural Architecture Search-based Reconstruction for Data-free Compression, IJCAI 2021; the cells as

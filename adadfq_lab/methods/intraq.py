@@ -1,17 +1,17 @@
 """IntraQ: optimise a fixed set of images that differ within a class, then learn from them.
 
-In the warm-up, pixels are fitted to P's batch-norm statistics, to a target probability of their class (half of the targets are
-below 1), and to a band of cosine distances from the mean features of the class. In half of the rounds they are cropped at
-random, so that parts of an image are images too. The set then stays, and Q learns from crops of it by labels and, above all, by
-P's logits.
+In the warm-up, pixels are fitted to P's batch-norm statistics, to a target probability of their class (half of the targets
+are below 1), and to a band of cosine distances from the mean features of the class. In half of the rounds they are cropped
+at random, so that parts of an image are images too. The set then stays, and Q learns from crops of it by labels and, above
+all, by P's logits.
 
-The images are a bank in place of a generator; image i is of class i mod C. The warm-up optimises one batch after another, each for
-`iterations` rounds. Each batch is a parameter of its own, so that Adam's moments are those of this batch and no other image
-moves. Its learning rate falls along half a cosine: Adam's steps have constant size, and without the decay pixels would not
-settle. A longer warm-up makes more images, not better ones.
+The images are a bank in place of a generator; image i is of class i mod C. The warm-up optimises one batch after another,
+each for `iterations` rounds. Each batch is a parameter of its own, so that Adam's moments are those of this batch and no
+other image moves. Its learning rate falls along half a cosine: Adam's steps have constant size, and without the decay pixels
+would not settle. A longer warm-up makes more images, not better ones.
 
-A row of z holds normal numbers: the first selects one of the images of the class; `CROP` more, if present, say which part of it
-is shown. All of it is drawn on the host and computed on the device.
+A row of z holds normal numbers: the first selects one of the images of the class; `CROP` more, if present, say which part of
+it is shown. All of it is drawn on the host and computed on the device.
 
 Zhong et al., IntraQ: Learning Synthetic Images with Intra-Class Heterogeneity, CVPR 2022. `fidelity` decides how L_BNS is
 averaged. The released calibration on a second method's generator is not offered (`intra_calibration`).

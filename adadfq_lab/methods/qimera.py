@@ -1,17 +1,17 @@
 """Qimera: generate images between classes, where the teacher's decisions are made.
 
-Q must learn the borders between P's classes, and noise around one class does not reach them. Some batches are therefore made from
-superpositions of K class embeddings, with their weights as soft label. The embeddings may start as the rows of P's last layer,
-and a linear map of its own lets G separate them again.
+Q must learn the borders between P's classes, and noise around one class does not reach them. Some batches are therefore made
+from superpositions of K class embeddings, with their weights as soft label. The embeddings may start as the rows of P's last
+layer, and a linear map of its own lets G separate them again.
 
 A class is a point in the space of P's last features, an embedding e_y. An image of one class is made from norm(e_y + z); an
 image between classes from sum_k w_k norm(e_k + z_k), with soft label w. One tensor y says what is asked: `(N,)` labels, or
-`(N, classes)` probabilities whose K largest are an image's slots, for K latents z `(N, K, latent)`. A class drawn twice for one
-image becomes one slot with the weight of both.
+`(N, classes)` probabilities whose K largest are an image's slots, for K latents z `(N, K, latent)`. A class drawn twice for
+one image becomes one slot with the weight of both.
 
-Choi et al., Qimera: Data-free Quantization with Synthetic Boundary Supporting Samples, NeurIPS 2021. `fidelity` decides whether
-the map is there (`use_dm`), over what embeddings are normalised (`embedding_norm`), how class norms are mixed on large images
-(`cbn_mix`), the eps of the generator's batch norms, and the same as for GDFQ.
+Choi et al., Qimera: Data-free Quantization with Synthetic Boundary Supporting Samples, NeurIPS 2021. `fidelity` decides
+whether the map is there (`use_dm`), over what embeddings are normalised (`embedding_norm`), how class norms are mixed on
+large images (`cbn_mix`), the eps of the generator's batch norms, and the same as for GDFQ.
 """
 
 from typing import Literal
