@@ -55,7 +55,7 @@ workshop: $(VENV)/.dev  ## build/workshop.zip: wheel, students' notebooks, const
 	rm -rf build/workshop build/workshop.zip && mkdir -p build/workshop/notebooks
 	$(BIN)/python -m hatchling build -t wheel -d build/workshop
 	cp notebooks/[0-9]*.ipynb notebooks/[0-9]*.py build/workshop/notebooks
-	$(BIN)/python -c 'from adadfq_lab.authoring.build import index, masters; print(index([m.stem for m in masters()], handout=True), end="")' \
+	$(BIN)/python -c 'from adadfq_lab.authoring.pages import PAGES, index; print(index([name for name, _, _ in PAGES], handout=True), end="")' \
 	  > build/workshop/notebooks/index.md
 	cp constraints.txt LICENSE build/workshop
 	printf '%s\n' '# Python 3.11 or newer; then: sh install.sh. It needs a package registry, no GPU, and nothing else.' 'set -e' \

@@ -1,7 +1,7 @@
 # ---
 # jupyter:
-#   jupytext:
-#     formats: ipynb,py:percent
+#   adadfq_lab:
+#     built: 0cbe69ab106b2a87
 #   kernelspec:
 #     display_name: Python 3 (ipykernel)
 #     language: python
@@ -9,10 +9,9 @@
 # ---
 
 # %% [markdown] tags=["title"]
-# <!-- generated from masters/03_imagining_data.py, edit there; then: adadfq course build -->
+# <!-- generated from solutions/03_imagining_data.py, edit there; then: adadfq course build -->
 # # 03 · Imagining data
 #
-# [![Open this notebook in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/REPO/blob/main/notebooks/03_imagining_data.ipynb)
 # Q lost accuracy to rounding, and the training data are gone. What is left of them is inside P: its weights, and in each
 # batch norm the mean and variance of what passed through. This notebook turns that memory into images and trains Q on them:
 # GDFQ, the method that the paper starts from.
@@ -39,12 +38,17 @@ import importlib.util
 import subprocess
 import sys
 
-if "google.colab" in sys.modules and importlib.util.find_spec("adadfq_lab") is None:
+SOURCE = ""  # where Colab gets adadfq_lab from; set by `adadfq course badges OWNER/REPO@TAG`
+NEEDS = ["safetensors", "tyro"]
+
+if "google.colab" in sys.modules and SOURCE:
     pip = [sys.executable, "-m", "pip", "install", "--quiet"]
-    subprocess.run([*pip, "--no-deps", "adadfq-lab @ git+https://github.com/OWNER/REPO.git@main"], check=True)
-    absent = [name for name in ("tyro", "safetensors") if importlib.util.find_spec(name) is None]
-    if absent:
+    if importlib.util.find_spec("adadfq_lab") is None:
+        subprocess.run([*pip, "--no-deps", f"adadfq-lab @ {SOURCE}"], check=True)
+    if absent := [name for name in NEEDS if importlib.util.find_spec(name.split(">")[0]) is None]:
         subprocess.run([*pip, *absent], check=True)
+if importlib.util.find_spec("adadfq_lab") is None:
+    raise ImportError(f"adadfq_lab is not installed for {sys.executable}: choose the kernel that has it, or install it")
 
 import adadfq_lab as lab
 

@@ -1,7 +1,7 @@
 # ---
 # jupyter:
-#   jupytext:
-#     formats: ipynb,py:percent
+#   adadfq_lab:
+#     built: 126de52f952cd32c
 #   kernelspec:
 #     display_name: Python 3 (ipykernel)
 #     language: python
@@ -9,10 +9,9 @@
 # ---
 
 # %% [markdown] tags=["title"]
-# <!-- generated from masters/09_full_training.py, edit there; then: adadfq course build -->
+# <!-- generated from solutions/09_full_training.py, edit there; then: adadfq course build -->
 # # 09 · Full training on CUDA
 #
-# [![Open this notebook in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/REPO/blob/main/notebooks/09_full_training.ipynb)
 # Everything so far took minutes and a game that was cut short. The figures of the paper's Table 2 come from 80,000 rounds. This
 # notebook plays the same game at that scale: a published schedule by name, its time and memory *before* it starts, a view of
 # it while it plays, and a run that loses nothing when it is stopped. On a GPU it plays the recipe for some minutes; on a CPU it
@@ -41,12 +40,17 @@ import importlib.util
 import subprocess
 import sys
 
-if "google.colab" in sys.modules and importlib.util.find_spec("adadfq_lab") is None:
+SOURCE = ""  # where Colab gets adadfq_lab from; set by `adadfq course badges OWNER/REPO@TAG`
+NEEDS = ["safetensors", "tyro"]
+
+if "google.colab" in sys.modules and SOURCE:
     pip = [sys.executable, "-m", "pip", "install", "--quiet"]
-    subprocess.run([*pip, "--no-deps", "adadfq-lab @ git+https://github.com/OWNER/REPO.git@main"], check=True)
-    absent = [name for name in ("tyro", "safetensors") if importlib.util.find_spec(name) is None]
-    if absent:
+    if importlib.util.find_spec("adadfq_lab") is None:
+        subprocess.run([*pip, "--no-deps", f"adadfq-lab @ {SOURCE}"], check=True)
+    if absent := [name for name in NEEDS if importlib.util.find_spec(name.split(">")[0]) is None]:
         subprocess.run([*pip, *absent], check=True)
+if importlib.util.find_spec("adadfq_lab") is None:
+    raise ImportError(f"adadfq_lab is not installed for {sys.executable}: choose the kernel that has it, or install it")
 
 import adadfq_lab as lab
 

@@ -1,7 +1,7 @@
 # ---
 # jupyter:
-#   jupytext:
-#     formats: ipynb,py:percent
+#   adadfq_lab:
+#     built: 8e0355fbc7bbbb3a
 #   kernelspec:
 #     display_name: Python 3 (ipykernel)
 #     language: python
@@ -9,10 +9,9 @@
 # ---
 
 # %% [markdown] tags=["title"]
-# <!-- generated from masters/10_is_it_integer.py, edit there; then: adadfq course build -->
+# <!-- generated from solutions/10_is_it_integer.py, edit there; then: adadfq course build -->
 # # 10 · Is it really integer?
 #
-# [![Open this notebook in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/REPO/blob/main/notebooks/10_is_it_integer.ipynb)
 # Save the student, and the file is as large as the teacher's. Print a weight, and it is a float. Was anything quantised at
 # all? Until now the integers were *simulated*. This notebook gets them out, computes one convolution with them by hand, then
 # the whole network, writes a file that runs, and asks the runtime what it really executed.
@@ -41,12 +40,17 @@ import importlib.util
 import subprocess
 import sys
 
-if "google.colab" in sys.modules and importlib.util.find_spec("adadfq_lab") is None:
+SOURCE = ""  # where Colab gets adadfq_lab from; set by `adadfq course badges OWNER/REPO@TAG`
+NEEDS = ["safetensors", "tyro", "onnx", "onnxruntime>=1.27"]
+
+if "google.colab" in sys.modules and SOURCE:
     pip = [sys.executable, "-m", "pip", "install", "--quiet"]
-    subprocess.run([*pip, "--no-deps", "adadfq-lab @ git+https://github.com/OWNER/REPO.git@main"], check=True)
-    absent = [name for name in ("tyro", "safetensors") if importlib.util.find_spec(name) is None]
-    if absent:
+    if importlib.util.find_spec("adadfq_lab") is None:
+        subprocess.run([*pip, "--no-deps", f"adadfq-lab @ {SOURCE}"], check=True)
+    if absent := [name for name in NEEDS if importlib.util.find_spec(name.split(">")[0]) is None]:
         subprocess.run([*pip, *absent], check=True)
+if importlib.util.find_spec("adadfq_lab") is None:
+    raise ImportError(f"adadfq_lab is not installed for {sys.executable}: choose the kernel that has it, or install it")
 
 import adadfq_lab as lab
 

@@ -1,341 +1,235 @@
-"""The course: one hand-written master a notebook, from which the students' and the solution copies are built.
+"""Build the course: the students' copies of the notebooks follow from the solution copies.
 
-    notebooks/masters/01_disagreement.py        written by hand; the only place to edit
-    notebooks/01_disagreement.ipynb, .py        the student's pair: exercises are stubs
-    notebooks/solutions/01_disagreement.ipynb, .py    the solution pair: each stub is followed by its solution, folded
-    notebooks/masters/colab_target              OWNER/REPO@TAG that badges and install cells point to
-    notebooks/index.md                          table of contents, built too
-    notebooks/instructor_guide.md               written by hand, but for two tables that are built into it
+    notebooks/solutions/01_disagreement.py      the source, py:percent; the one place to edit
+    notebooks/solutions/01_disagreement.ipynb   the same cells as a notebook; jupytext keeps the two paired in JupyterLab
+    notebooks/01_disagreement.ipynb, .py        the student's copy: without solutions; the .py is an export, not paired
+    notebooks/index.md                          table of contents, generated too
+    notebooks/instructor_guide.md               written by hand, except for two generated tables
 
-A master is a plain py:percent file. A cell begins with `# %%` (code) or `# %% [markdown]` (text, every line behind `# `), and
-may carry tags: `# %% tags=["stub"]`. These tags mean something here:
+jupytext reads and writes all of them. Some cell tags have a meaning here (`# %% tags=["stub"]`):
 
-    title      the first cell, markdown: `# 01 · Disagreement`, objectives, prerequisites, minutes per section, symbols
-    setup      where the generated cell goes that installs the package on Colab and calls `lab.check_env()`: an empty code
-               cell right after the title
-    stub       an exercise to fill in: `...` where something is missing, and `raise NotImplementedError("what to do")`
-    solution   directly after its stub: the same definitions, working. Only in the solution copy, folded
+    title      the first cell, markdown: `# 01 · Disagreement`, `*Solution copy.*`, objectives, prerequisites, minutes, symbols
+    setup      installs the package on Colab and calls `lab.check_env()`; the same text in all notebooks, `NEEDS` aside
+    stub       an exercise to fill in: `...` in place of what is missing, and `raise NotImplementedError("what to do")`
+    solution   directly after its stub: the same definitions, working; begins with `# @title Solution` and is folded. Cells with
+               this tag are left out of the student's copy
     live       the cell that makes the notebook's one live figure (at most one a notebook)
-    figure     a cell that shows a figure by other means than `lab.show(...)`; the next cell must be markdown that reads it
+    figure     a cell that shows a figure without `lab.show(...)`; the next cell must be markdown that reads it
 
 A heading of an exercise reads `### Exercise 2 ●●○ (5 minutes): ...`; the cell after stub and solution ends in
 `lab.check.<name>(<name>)`. The quiz is a cell `lab.quiz("01")`; its questions are in adadfq_lab/course/quiz_questions/01.json.
-The last cell is markdown with the heading `## What you can now do`. No magics: every copy is a Python script as well.
+The last cell is markdown with the heading `## What you can now do`. No magics: every copy is a Python script as well. The
+limits (35 to 50 cells, no long cell, no stored output, ...) are checked by `adadfq_lab.authoring.rules`.
 
-What a built pair must be (35 to 50 cells, no long cell, no stored output, ...) is checked by `adadfq_lab.authoring.rules`.
-Building is byte-stable: the same master gives the same four files on every machine.
+Building gives the same bytes on every machine. A copy that a person has changed or run is never overwritten without `force`,
+and with it only after a backup: each generated copy carries a digest of its cells, by which such a copy is recognised.
 """
 
 import hashlib
 import json
 import re
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from adadfq_lab.authoring.marks import renewed
+from adadfq_lab.authoring.pages import FOLDER, PAGES, fill_guide, index
 from adadfq_lab.errors import UserError
+from adadfq_lab.machine.environment import import_extra
+from adadfq_lab.machine.files import write_atomically
 
-FOLDER = Path(__file__).parents[2] / "notebooks"
-Copy = Literal["student", "solution"]
-COPIES: tuple[Copy, ...] = ("student", "solution")
 TAGS = {"title", "setup", "stub", "solution", "live", "figure"}
 
-# (file name, title, what the student does); built or not, all are in the table of contents. GPU: asks Colab for one.
-PAGES = (
-    ("00_welcome", "Welcome", "check the environment, see the story in one picture, play the whole game for three minutes"),
-    ("01_disagreement", "Disagreement", "drag logits; write p_ds, H, H' and the adaptability by hand (Eq. 1-3)"),
-    ("02_quantization", "Quantization", "Eq. 18: staircase, ranges, straight-through gradient; accuracy falls off a cliff"),
-    ("03_imagining_data", "Imagining data", "the generator, Eq. 11, GDFQ; see what P's batch norms remember"),
-    ("04_zero_sum_game", "The zero-sum game", "Eq. 4, 5, 13: moves and gains of both players, live; AdaSG"),
-    ("05_two_kinds_of_sample", "Two kinds of sample", "Eq. 6-9: disagreement and agreement samples pull H' apart"),
-    ("06_the_band", "The band", "Eq. 10, 12: move λ_l and λ_u during training; Fig. 4 replayed"),
-    ("07_why_it_generalises", "Why it generalises", "Eq. 14-17 as an interactive bound; Fig. 1 measured"),
-    ("08_eight_methods", "Eight methods, one protocol", "add a ninth method in forty lines; how published numbers mislead"),
-    ("09_full_training", "Full training on CUDA", "estimate memory, train, watch, stop, resume"),
-    ("10_is_it_integer", "Is it really integer?", "codes, scales, integer inference, ONNX; bring your own model"),
-)
-GPU = {"09_full_training"}
-GENERATED = tuple((f"<!-- {part}: generated -->", f"<!-- {part}: end -->") for part in ("wrong answers", "minutes"))
-"""Marks around the generated parts of the instructor's guide."""
-MEASURED = ("seconds", "processor", "first_plot", "fast", "megabytes", "libraries", "load")
-"""What `minutes.json` says of a notebook: columns of the guide's table."""
+NOTE = "*Solution copy.*"
+INSTALL = 'pip install "adadfq-lab[notebooks]"'
+KEPT = ("tags", "cellView", "jupyter", "editable")
+"""Metadata of a cell that the course uses; editors add more."""
 
-_CELL = re.compile(r"^# %%(?P<markdown> \[markdown\])?(?: tags=(?P<tags>\[.*\]))?$")
 _TARGET = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)@(?P<tag>[\w./-]+)")
+_SOURCE = re.compile(r'^SOURCE = ".*?"', re.MULTILINE)
+_LINK = re.compile(r"^# \*Solution copy\.\*.*$", re.MULTILINE)
+
+Cell = Any
+"""A cell of a notebook as nbformat has it: `cell_type`, `source`, `metadata`."""
+Notebook = Any
+"""A notebook as nbformat has it: `cells`, `metadata`."""
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One cell: "code" or "markdown", its text without a final newline, its tags."""
+class Built:
+    """What `build` did: files it wrote, copies it left alone because a person changed or ran them, and backups it made."""
 
-    kind: Literal["code", "markdown"]
-    text: str
-    tags: tuple[str, ...] = ()
-
-
-# Reading and writing py:percent
+    written: Sequence[Path]
+    left: Sequence[Path]
+    saved: Sequence[Path] = ()
 
 
-def parse(text: str) -> list[Cell]:
-    """The cells of a py:percent file; what stands before the first `# %%` is no cell.
-
-    Raises UserError for a marker or a tag that the course does not know, and for a markdown line without `# `.
-    """
-    cells: list[Cell] = []
-    lines: list[str] | None = None
-    head: Cell | None = None
-    for number, raw in enumerate([*text.splitlines(), "# %%"], 1):
-        if not raw.startswith("# %%"):
-            if lines is not None:
-                lines.append(raw)
-            continue
-        match = _CELL.match(raw)
-        tags = tuple(json.loads(match["tags"])) if match and match["tags"] else ()
-        if match is None or not TAGS.issuperset(tags):
-            raise UserError(f"line {number}: {raw!r} is no cell marker of the course; its tags are {', '.join(sorted(TAGS))}")
-        if head is not None and lines is not None:
-            cells.append(replace(head, text=_body(head, lines, number)))
-        head, lines = Cell("markdown" if match["markdown"] else "code", "", tags), []
-    return cells
+# Read and write, by jupytext
 
 
-def _body(head: Cell, lines: list[str], number: int) -> str:
-    text = "\n".join(lines).strip("\n")
-    if head.kind == "code":
-        return text
-    if any(line and line != "#" and not line.startswith("# ") for line in text.splitlines()):
-        raise UserError(f"a line of the markdown cell that ends before line {number} does not begin with '# '")
-    return "\n".join(line[2:] for line in text.splitlines())
+def _jupytext() -> Any:
+    return import_extra("jupytext", INSTALL)
 
 
-def _metadata(cell: Cell) -> dict[str, Any]:
-    """Cell metadata of a notebook: tags, and what folds the cell in JupyterLab (solutions) and on Colab."""
-    data: dict[str, Any] = {"tags": list(cell.tags)} if cell.tags else {}
-    if {"setup", "solution"} & set(cell.tags):
-        data["cellView"] = "form"
-    if "solution" in cell.tags:
-        data["jupyter"] = {"source_hidden": True}
-    return data
+def read(path: Path) -> Notebook:
+    """The notebook in a .py or .ipynb file. Raises UserError if it cannot be read."""
+    try:
+        return _jupytext().reads(path.read_text(encoding="utf-8"), fmt="ipynb" if path.suffix == ".ipynb" else "py:percent")
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise UserError(f"{path} cannot be read as a notebook: {type(error).__name__}") from None
 
 
-def to_script(cells: Sequence[Cell]) -> str:
-    """The cells as a py:percent script, as jupytext writes and reads it."""
-    header = ["jupyter:", "  jupytext:", "    formats: ipynb,py:percent", "  kernelspec:"]
-    header += ["    display_name: Python 3 (ipykernel)", "    language: python", "    name: python3"]
-    script = "\n".join(f"# {line}" for line in ("---", *header, "---")) + "\n"
-    before = Cell("markdown", "")
-    for cell in cells:
-        gap = "\n\n" if _defines(before, last=True) or _defines(cell, last=False) else "\n"  # as ruff format has it
-        options = "".join(f" {key}={json.dumps(value)}" for key, value in _metadata(cell).items())
-        if cell.kind == "markdown":
-            body = "\n".join(f"# {line}".rstrip() for line in cell.text.split("\n"))
-            script += f"{gap}# %% [markdown]{options}\n{body}\n"
-        else:
-            script += f"{gap}# %%{options}\n{cell.text}\n"
-        before = cell
-    return script
+def tags(cell: Cell) -> list[str]:
+    """The tags of a cell."""
+    return list(cell.metadata.get("tags", []))
 
 
-def _defines(cell: Cell, *, last: bool) -> bool:
-    """Whether the last (first) statement of a code cell is a function or a class."""
-    statements = [line for line in cell.text.splitlines() if line[:1] not in ("", " ", "#", ")", "]", "}")]
-    edge = statements[-1 if last else 0] if statements else ""
-    return cell.kind == "code" and edge.startswith(("def ", "class ", "@"))
+def content(notebook: Notebook) -> list[tuple[str, str, dict[str, Any]]]:
+    """(kind, source, metadata) of each cell, without what editors add."""
+    return [(cell.cell_type, cell.source, _kept(cell)) for cell in notebook.cells]
 
 
-def to_notebook(cells: Sequence[Cell], name: str, copy: Copy) -> str:
-    """The cells as a notebook (nbformat 4.5) without outputs; cell ids are hashes of copy, name and position."""
-    made: list[dict[str, Any]] = []
-    for position, cell in enumerate(cells):
-        identity = hashlib.sha256(f"{copy}/{name}/{position}".encode()).hexdigest()[:8]
-        one = {
-            "cell_type": cell.kind,
-            "id": identity,
-            "metadata": _metadata(cell),
-            "source": cell.text.splitlines(keepends=True),
-        }
-        made.append(one | ({"execution_count": None, "outputs": []} if cell.kind == "code" else {}))
-    metadata: dict[str, Any] = {
-        "jupytext": {"formats": "ipynb,py:percent"},
-        "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
-        "language_info": {"name": "python"},
-    }
-    if name in GPU:
-        metadata |= {"accelerator": "GPU", "colab": {"gpuType": "T4"}}
-    notebook = {"cells": made, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
-    return json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+def _kept(cell: Cell) -> dict[str, Any]:
+    return {key: cell.metadata[key] for key in KEPT if key in cell.metadata}
 
 
-# From master to copies
+def digest(notebook: Notebook) -> str:
+    """A digest of the kinds and sources of all cells."""
+    cells = [(cell.cell_type, cell.source) for cell in notebook.cells]
+    return hashlib.sha256(json.dumps(cells).encode()).hexdigest()[:16]
 
 
-def copy_cells(master: Sequence[Cell], name: str, copy: Copy, target: str) -> list[Cell]:
-    """The cells of one copy: badge and header under the title, the install cell filled in, solutions kept or dropped."""
-    path = f"notebooks/{'solutions/' if copy == 'solution' else ''}{name}.ipynb"
-    repo, _, tag = target.partition("@")
-    badge = (
-        f"[![Open this notebook in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
-        f"(https://colab.research.google.com/github/{repo}/blob/{tag}/{path})"
-    )
-    header = f"<!-- generated from masters/{name}.py, edit there; then: adadfq course build -->"
-    cells = []
-    for cell in master:
-        if "title" in cell.tags:
-            title, _, rest = cell.text.partition("\n")
-            made = "*Solution copy.* " if copy == "solution" else ""
-            cell = replace(cell, text=f"{header}\n{title}\n\n{made}{badge}\n{rest}")
-        elif "setup" in cell.tags:
-            cell = replace(cell, text=install_cell(target))
-        elif "solution" in cell.tags:
-            if copy == "student":
-                continue
-            cell = replace(cell, text=f"# @title Solution\n{cell.text}")
-        cells.append(cell)
-    return cells
+def to_notebook(source: Notebook, name: str) -> str:
+    """The text of an .ipynb file without outputs; cell ids are hashes of `name` and the cell's position."""
+    version = import_extra("nbformat.v4", INSTALL)
+    notebook = version.new_notebook(metadata={**source.metadata, "language_info": {"name": "python"}})
+    for position, cell in enumerate(source.cells):
+        new = version.new_markdown_cell if cell.cell_type == "markdown" else version.new_code_cell
+        identity = hashlib.sha256(f"{name}/{position}".encode()).hexdigest()[:8]
+        notebook.cells.append(new(cell.source, metadata=_kept(cell), id=identity))
+    return str(version.writes(notebook)) + "\n"
 
 
-def install_cell(target: str) -> str:
-    """Code that installs the package on Colab, once and without touching what is there, and then looks around."""
-    repo, _, tag = target.partition("@")
-    return f"""# @title Run this first (on Colab it installs adadfq_lab; elsewhere it only looks around)
-import importlib.util
-import subprocess
-import sys
-
-if "google.colab" in sys.modules and importlib.util.find_spec("adadfq_lab") is None:
-    pip = [sys.executable, "-m", "pip", "install", "--quiet"]
-    subprocess.run([*pip, "--no-deps", "adadfq-lab @ git+https://github.com/{repo}.git@{tag}"], check=True)
-    absent = [name for name in ("tyro", "safetensors") if importlib.util.find_spec(name) is None]
-    if absent:
-        subprocess.run([*pip, *absent], check=True)
-
-import adadfq_lab as lab
-
-lab.check_env()"""
+def to_script(source: Notebook) -> str:
+    """The text of a py:percent script that is not paired with a notebook."""
+    only = {"notebook_metadata_filter": "adadfq_lab,kernelspec,-all", "cell_metadata_filter": ",".join(KEPT) + ",-all"}
+    configuration = import_extra("jupytext.config", INSTALL).JupytextConfiguration(**only)
+    return str(_jupytext().writes(source, fmt="py:percent", config=configuration))
 
 
-def read_target(folder: Path = FOLDER) -> str:
-    """OWNER/REPO@TAG of badges and install cells. Raises UserError where the file holds anything else."""
-    path = folder / "masters" / "colab_target"
-    text = path.read_text(encoding="utf-8").strip() if path.exists() else ""
-    if not _TARGET.fullmatch(text):
-        raise UserError(f"{path} must hold OWNER/REPO@TAG, not {text!r}; adadfq course badges OWNER/REPO@TAG writes it")
-    return text
+# From the source to the copies
 
 
-def masters(folder: Path = FOLDER) -> list[Path]:
-    """The masters there are, in order. Raises UserError outside a checkout: the wheel carries no notebooks."""
-    found = sorted((folder / "masters").glob("[0-9][0-9]_*.py"))
+def sources(folder: Path = FOLDER) -> list[Path]:
+    """The solution scripts, in order. Raises UserError outside a checkout: the wheel contains no notebooks."""
+    found = sorted((folder / "solutions").glob("[0-9][0-9]_*.py"))
     if not found:
-        raise UserError(f"no masters in {folder / 'masters'}; the course is built in a checkout of the repository")
-    unknown = [path.stem for path in found if path.stem not in {name for name, _, _ in PAGES}]
-    if unknown:
-        raise UserError(f"{', '.join(unknown)} is not among PAGES of adadfq_lab/course.py")
+        raise UserError(f"no notebooks in {folder / 'solutions'}; the course is built in a checkout of the repository")
+    if unknown := [path.stem for path in found if path.stem not in {name for name, _, _ in PAGES}]:
+        raise UserError(f"{', '.join(unknown)} is missing from PAGES in adadfq_lab/authoring/pages.py")
     return found
 
 
+def students_copy(source: Notebook, name: str) -> Notebook:
+    """The student's copy: no solutions; its title says where to edit, and its Colab link leads to this copy."""
+    copy = deepcopy(source)
+    copy.cells = [cell for cell in copy.cells if "solution" not in tags(cell)]
+    if copy.cells:
+        title = copy.cells[0].source.replace(f"{NOTE}\n\n", "").replace(f"{NOTE} ", "")
+        title = title.replace("/notebooks/solutions/", "/notebooks/")
+        copy.cells[0].source = f"<!-- generated from solutions/{name}.py, edit there; then: adadfq course build -->\n{title}"
+    copy.metadata.pop("jupytext", None)  # not paired: an answer in one of two paired files is lost when the other is newer
+    copy.metadata["adadfq_lab"] = {"built": digest(copy)}
+    return copy
+
+
 def render(folder: Path = FOLDER) -> dict[Path, str]:
-    """Every file that the masters determine, with its content: four a master, and the table of contents."""
-    target = read_target(folder)
+    """Every generated file and its text: three a source, the table of contents, the guide."""
     files: dict[Path, str] = {}
-    for path in masters(folder):
-        try:
-            master = parse(path.read_text(encoding="utf-8"))
-        except UserError as error:
-            raise UserError(f"{path.name}: {error}") from None
-        for copy in COPIES:
-            cells = copy_cells(master, path.stem, copy, target)
-            place = folder / "solutions" if copy == "solution" else folder
-            files[place / f"{path.stem}.ipynb"] = to_notebook(cells, path.stem, copy)
-            files[place / f"{path.stem}.py"] = to_script(cells)
-    files[folder / "index.md"] = index([path.stem for path in masters(folder)])
+    for path in sources(folder):
+        source, name = read(path), path.stem
+        student = students_copy(source, name)
+        source.metadata |= {"adadfq_lab": {"built": digest(source)}, "jupytext": {"formats": "ipynb,py:percent"}}
+        files[path.with_suffix(".ipynb")] = to_notebook(source, f"solution/{name}")
+        files[folder / f"{name}.ipynb"] = to_notebook(student, f"student/{name}")
+        files[folder / f"{name}.py"] = to_script(student)
+    files[folder / "index.md"] = index([path.stem for path in sources(folder)])
     if (guide := folder / "instructor_guide.md").exists():
         files[guide] = fill_guide(guide.read_text(encoding="utf-8"), folder)
     return files
 
 
-def fill_guide(text: str, folder: Path = FOLDER) -> str:
-    """The instructor's guide with its two generated parts renewed: wrong answers by check, minutes by notebook."""
-    for (begin, end), content in zip(GENERATED, (wrong_answers(), minutes(folder)), strict=True):
-        if begin in text and end in text:
-            text = renewed(text, begin, end, content)
-    return text
+def outdated(folder: Path = FOLDER) -> tuple[dict[Path, str], list[Path]]:
+    """Generated files that are not as they should be, with the text they should have; and copies a person changed or ran."""
+    differ = {path: text for path, text in render(folder).items() if _text(path) != text}
+    used = [path for path, text in differ.items() if path.suffix != ".md" and path.exists() and in_use(path, text)]
+    return {path: text for path, text in differ.items() if path not in used}, used
 
 
-def wrong_answers() -> str:
-    """For each exercise its commonest wrong answers and its hint, in the words of the check."""
-    from adadfq_lab.course.exercises.catalogue import EXERCISES
-
-    parts = []
-    for name, exercise in EXERCISES.items():
-        lines = "\n".join(f"- {mistake.says}" for mistake in exercise.mistakes)
-        parts.append(f"**{exercise.notebook} `check.{name}`**\n\n{lines}\n\nHint after the second failure: {exercise.hint}")
-    return "\n\n".join(parts)
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (FileNotFoundError, UnicodeDecodeError):
+        return None
 
 
-def minutes(folder: Path = FOLDER) -> str:
-    """A table of `minutes.json`, or a line that says how to make that file."""
-    path = folder / "minutes.json"
-    if not path.exists():
-        return "Not measured yet: `python -m adadfq_lab.authoring.minutes`."
-    measured = json.loads(path.read_text(encoding="utf-8"))
-    head = "all cells [s] | of a core [s] | first figure [s] | fast mode [s] | peak memory [MB] | libraries [MB] | load"
-    rows = [f"| notebook | {head} |", "|---" * (1 + len(MEASURED)) + "|"]
-    for name, row in sorted(measured["notebooks"].items()):
-        rows.append("| " + " | ".join([name, *(str(row.get(key, "–")) for key in MEASURED)]) + " |")
-    words = (
-        "Seconds count from the start of the kernel, importing torch included. Where other programs ran too, as the load says\n"
-        "(processes that wanted a core, this one included, on average), they are more than a quiet machine needs; the second\n"
-        "column, seconds of one core that the kernel itself used, depends on that less. Memory is the kernel's, libraries the\n"
-        "part of it that are files mapped into memory; kernels on one machine share them, and without CUDA's they are half as\n"
-        "large. A dash: not measured."
-    )
-    return (
-        f"Measured on {measured['machine']}, by `python -m adadfq_lab.authoring.minutes`:\n\n"
-        + "\n".join(rows)
-        + f"\n\n{words}"
-    )
+def in_use(path: Path, text: str) -> bool:
+    """Whether a person changed or ran the copy at `path`: it has outputs, or cells that neither a build nor `text` has."""
+    try:
+        found = read(path)
+        ran = any(cell.get("outputs") or cell.get("execution_count") for cell in found.cells)
+        written = found.metadata.get("adadfq_lab", {}).get("built")
+        return ran or (digest(found) != written and content(found) != content(_parsed(path, text)))
+    except (UserError, AttributeError):
+        return True  # not a notebook any more: a person's in any case
 
 
-def index(existing: Sequence[str], *, handout: bool = False) -> str:
-    """The table of contents: all eleven notebooks, of which those in `existing` are linked.
+def _parsed(path: Path, text: str) -> Notebook:
+    return _jupytext().reads(text, fmt="ipynb" if path.suffix == ".ipynb" else "py:percent")
 
-    handout: for students who get neither the solutions nor the guide
+
+def build(folder: Path = FOLDER, *, force: bool = False) -> Built:
+    """Write what differs from the sources, except copies that a person changed or ran.
+
+    force: write those too, after copying them to `backup/` beside them
     """
-    last = "" if handout else " solution |"
-    rows = [f"| | notebook | what you do |{last}", "|---|---|---|" + "---|" * (not handout)]
-    for name, title, what in PAGES:
-        there = name in existing
-        linked, solution = (f"[{title}]({name}.ipynb)", f"[solution](solutions/{name}.ipynb)") if there else (title, "")
-        rows.append(f"| {name[:2]} | {linked} | {what} |" + ("" if handout else f" {solution} |"))
-    intro = (
-        "<!-- generated by adadfq course build -->\n# The course\n\n"
-        "Eleven notebooks, in this order. Each `.ipynb` has a twin `.py` with the same cells. Those in this folder have\n"
-        "exercises to fill in; those in `solutions/` have the answers, folded.\n\n"
-    )
-    outro = "\n\nFor whoever teaches it: [instructor's guide](instructor_guide.md).\n"
-    if handout:
-        intro, outro = intro.replace("; those in `solutions/` have the answers, folded", ""), "\n"
-    return intro + "\n".join(rows) + outro
+    files, left = outdated(folder)
+    saved = []
+    if force:
+        wanted = render(folder)
+        for path in left:
+            backup = path.parent / "backup" / f"{path.stem}-{time.strftime('%Y%m%d-%H%M%S')}{path.suffix}"
+            backup.parent.mkdir(exist_ok=True)
+            write_atomically(backup, path.read_bytes())
+            saved.append(backup)
+            files[path] = wanted[path]
+        left = []
+    for path, text in files.items():
+        write_atomically(path, text.encode())
+    return Built(list(files), left, saved)
 
 
-def build(*, check: bool = False, folder: Path = FOLDER) -> list[Path]:
-    """Writes what differs from the masters, or with `check` nothing; returns the paths that differed."""
+def set_badges(target: str, folder: Path = FOLDER) -> Built:
+    """Point the Colab links and the setup cells to OWNER/REPO@TAG, or remove the links if `target` is "none"; then build.
+
+    Raises UserError for a target of another form.
+    """
+    match = _TARGET.fullmatch(target)
+    if match is None and target != "none":
+        raise UserError(f"{target!r} is not of the form OWNER/REPO@TAG, as in octocat/adadfq_lab@v0.1.0, nor none")
     changed = []
-    for path, text in render(folder).items():
-        if not path.exists() or path.read_bytes() != text.encode():
+    for path in sources(folder):
+        link, place = f"# {NOTE}", ""
+        if match:
+            place = f"git+https://github.com/{match['repo']}.git@{match['tag']}"
+            page = f"github/{match['repo']}/blob/{match['tag']}/notebooks/solutions/{path.stem}.ipynb"
+            link += f" [Open this notebook in Colab](https://colab.research.google.com/{page})"
+        old = path.read_text(encoding="utf-8")
+        new = _SOURCE.sub(f'SOURCE = "{place}"', _LINK.sub(link, old, count=1), count=1)
+        if new != old:
+            write_atomically(path, new.encode())
             changed.append(path)
-            if not check:
-                path.parent.mkdir(exist_ok=True)
-                path.write_bytes(text.encode())
-    return changed
-
-
-def set_badges(target: str, folder: Path = FOLDER) -> list[Path]:
-    """Points every badge and install cell to OWNER/REPO@TAG; returns what changed. Raises UserError for another form."""
-    if not _TARGET.fullmatch(target):
-        raise UserError(f"{target!r} is not of the form OWNER/REPO@TAG, as in octocat/adadfq_lab@v0.1.0")
-    (folder / "masters" / "colab_target").write_text(target + "\n", encoding="utf-8")
-    return build(folder=folder)
+    built = build(folder)
+    return Built([*changed, *built.written], built.left)

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from adadfq_lab.authoring.build import PAGES
 from adadfq_lab.authoring.marks import renewed
+from adadfq_lab.authoring.pages import PAGES
 from adadfq_lab.authoring.recording import TEACHER
 from adadfq_lab.data.accuracy import accuracy
 from adadfq_lab.data.loading import load_data

@@ -19,7 +19,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from adadfq_lab.authoring.build import FOLDER, masters
+from adadfq_lab.authoring.build import sources
+from adadfq_lab.authoring.pages import FOLDER
 from adadfq_lab.machine.files import write_atomically
 
 WAIT = "if 'run' in globals():\n    run.wait()"
@@ -77,10 +78,10 @@ def _megabytes(name: str, status: str) -> float:
 
 def measure(numbers: Sequence[str] = (), *, fast_only: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
     """Name and cost of every solution notebook, or of those whose `numbers` are given, as `minutes.json` holds them."""
-    for master in masters():
-        if numbers and master.stem[:2] not in numbers:
+    for source in sources():
+        if numbers and source.stem[:2] not in numbers:
             continue
-        path = FOLDER / "solutions" / f"{master.stem}.ipynb"
+        path = source.with_suffix(".ipynb")
         quick = execute(path, fast=True)
         row: dict[str, Any] = {"fast": round(quick.seconds), "load": round(quick.load, 1)}
         if not fast_only:
@@ -88,7 +89,7 @@ def measure(numbers: Sequence[str] = (), *, fast_only: bool = False) -> Iterator
             row |= {"seconds": full.seconds, "processor": full.processor, "first_plot": full.first_plot}
             row |= {"megabytes": full.peak, "libraries": full.libraries}
             row = {name: round(value) for name, value in row.items() if value == value} | {"load": round(full.load, 1)}
-        yield master.stem, row
+        yield source.stem, row
 
 
 def main(arguments: Sequence[str]) -> None:

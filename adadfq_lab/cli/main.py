@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 import tyro
 
+from adadfq_lab.cli.course import COMMANDS as COURSE
 from adadfq_lab.cli.course import course
 from adadfq_lab.cli.integers import export, verify
 from adadfq_lab.cli.runs import demo, evaluate, recipes, train, train_teacher, watch
@@ -44,24 +45,29 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "bench": bench,
     "course": course,
 }
+DESCRIPTION = "Adaptive data-free quantization: a teacher, a generator, a student, and the game they play."
 
 
 def _parse(commands: dict[str, Callable[..., Any]], arguments: list[str]) -> functools.partial[Any]:
     """The call that `arguments` ask for, not made yet; raises UserError, one line, where tyro would print a box."""
+    if commands is not COURSE and arguments[:1] == ["course"]:
+        return _parse(COURSE, arguments[1:])
+    program = "adadfq course" if commands is COURSE else "adadfq"
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
             call: functools.partial[Any] = tyro.extras.subcommand_cli_from_dict(
                 {name: _later(command) for name, command in commands.items()},
-                prog="adadfq",
-                description="Adaptive data-free quantization: a teacher, a generator, a student, and the game they play.",
+                prog=program,
+                description=course.__doc__ if commands is COURSE else DESCRIPTION,
                 args=arguments,
                 config=(tyro.conf.FlagCreatePairsOff,),
             )
     except SystemExit as end:
         if not end.code:  # --help
             raise
-        raise UserError(_one_line(said.getvalue(), [name for name in arguments[:1] if name in commands])) from None
+        command = [*program.split(), *(name for name in arguments[:1] if name in commands)]
+        raise UserError(_one_line(said.getvalue(), command)) from None
     return call
 
 
@@ -80,10 +86,10 @@ def _one_line(box: str, command: list[str]) -> str:
         if head.startswith("Perhaps"):
             about = itertools.takewhile(lambda line: not line.startswith("--"), more[1:])
             homes = [line.removeprefix("in ").removesuffix(" --help") for line in about if line.startswith("in adadfq")]
-            home = "" if " ".join(["adadfq", *command]) in homes else f" of {' or '.join(homes)}"
+            home = "" if " ".join(command) in homes else f" of {' or '.join(homes)}"
             text += f"; {head} {more[0]}{home}"
     text = re.sub(r"^Error parsing __tyro\S*: ", "", text)
-    return f"{text}; see {' '.join(['adadfq', *command, '--help'])}"
+    return f"{text}; see {' '.join([*command, '--help'])}"
 
 
 def _starting_from(config: RunConfig, command: Callable[..., Any]) -> Callable[..., Any]:

@@ -9,10 +9,10 @@
 # ---
 
 # %% [markdown] tags=["title"]
-# <!-- generated from masters/01_disagreement.py, edit there; then: adadfq course build -->
 # # 01 · Disagreement
 #
-# *Solution copy.* [![Open this notebook in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/REPO/blob/main/notebooks/solutions/01_disagreement.ipynb)
+# *Solution copy.*
+#
 # A teacher P and a student Q look at the same image. How much do they disagree, in one number? This notebook writes that number
 # by hand, Eq. (1) to (3) of the paper, and finds out what it sees and what it does not.
 #
@@ -38,12 +38,17 @@ import importlib.util
 import subprocess
 import sys
 
-if "google.colab" in sys.modules and importlib.util.find_spec("adadfq_lab") is None:
+SOURCE = ""  # where Colab gets adadfq_lab from; set by `adadfq course badges OWNER/REPO@TAG`
+NEEDS = ["safetensors", "tyro"]
+
+if "google.colab" in sys.modules and SOURCE:
     pip = [sys.executable, "-m", "pip", "install", "--quiet"]
-    subprocess.run([*pip, "--no-deps", "adadfq-lab @ git+https://github.com/OWNER/REPO.git@main"], check=True)
-    absent = [name for name in ("tyro", "safetensors") if importlib.util.find_spec(name) is None]
-    if absent:
+    if importlib.util.find_spec("adadfq_lab") is None:
+        subprocess.run([*pip, "--no-deps", f"adadfq-lab @ {SOURCE}"], check=True)
+    if absent := [name for name in NEEDS if importlib.util.find_spec(name.split(">")[0]) is None]:
         subprocess.run([*pip, *absent], check=True)
+if importlib.util.find_spec("adadfq_lab") is None:
+    raise ImportError(f"adadfq_lab is not installed for {sys.executable}: choose the kernel that has it, or install it")
 
 import adadfq_lab as lab
 

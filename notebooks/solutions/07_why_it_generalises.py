@@ -9,10 +9,10 @@
 # ---
 
 # %% [markdown] tags=["title"]
-# <!-- generated from masters/07_why_it_generalises.py, edit there; then: adadfq course build -->
 # # 07 · Why it generalises
 #
-# *Solution copy.* [![Open this notebook in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/REPO/blob/main/notebooks/solutions/07_why_it_generalises.ipynb)
+# *Solution copy.*
+#
 # Section 2.4 of the paper explains with a bound from statistical learning theory why samples of middling adaptability
 # should be best, and Fig. 1 shows what goes wrong otherwise. This notebook makes the bound something to drag, and measures
 # Fig. 1.
@@ -38,12 +38,17 @@ import importlib.util
 import subprocess
 import sys
 
-if "google.colab" in sys.modules and importlib.util.find_spec("adadfq_lab") is None:
+SOURCE = ""  # where Colab gets adadfq_lab from; set by `adadfq course badges OWNER/REPO@TAG`
+NEEDS = ["safetensors", "tyro"]
+
+if "google.colab" in sys.modules and SOURCE:
     pip = [sys.executable, "-m", "pip", "install", "--quiet"]
-    subprocess.run([*pip, "--no-deps", "adadfq-lab @ git+https://github.com/OWNER/REPO.git@main"], check=True)
-    absent = [name for name in ("tyro", "safetensors") if importlib.util.find_spec(name) is None]
-    if absent:
+    if importlib.util.find_spec("adadfq_lab") is None:
+        subprocess.run([*pip, "--no-deps", f"adadfq-lab @ {SOURCE}"], check=True)
+    if absent := [name for name in NEEDS if importlib.util.find_spec(name.split(">")[0]) is None]:
         subprocess.run([*pip, *absent], check=True)
+if importlib.util.find_spec("adadfq_lab") is None:
+    raise ImportError(f"adadfq_lab is not installed for {sys.executable}: choose the kernel that has it, or install it")
 
 import adadfq_lab as lab
 

@@ -14,7 +14,7 @@ FILES = {path.stem: path for path in (gallery.ROOT / "docs" / "gallery").iterdir
 
 def test_every_picture_is_committed_small_and_shown():
     """One file of at most 60 kB for each picture, no others, each shown in the README under its notebook's name."""
-    assert FILES.keys() == gallery.PICTURES.keys() <= {path.stem for path in course.masters()}
+    assert FILES.keys() == gallery.PICTURES.keys() <= {path.stem for path in course.sources()}
     for name, path in FILES.items():
         assert path.stat().st_size < 60_000
         assert f'src="docs/gallery/{path.name}"' in PART

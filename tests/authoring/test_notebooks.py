@@ -13,8 +13,8 @@ from adadfq_lab.authoring import build as course
 from adadfq_lab.course import check
 from adadfq_lab.methods.registry import METHODS
 
-SOLUTIONS = [course.FOLDER / "solutions" / f"{path.stem}.py" for path in course.masters()]
-STUDENTS = [course.FOLDER / f"{path.stem}.py" for path in course.masters()]
+SOLUTIONS = course.sources()
+STUDENTS = [course.FOLDER / path.name for path in course.sources()]
 
 
 @pytest.fixture

@@ -26,18 +26,18 @@ def fresh_session(monkeypatch):
 
 
 def cells_of(name: str, tag: str) -> str:
-    """The cell with `tag` in the masters that defines the function `name`."""
+    """The cell with `tag` in the solution notebooks that defines the function `name`."""
     (text,) = [
-        cell.text
-        for path in course.masters()
-        for cell in course.parse(path.read_text(encoding="utf-8"))
-        if tag in cell.tags and f"def {name}(" in cell.text
+        cell.source
+        for path in course.sources()
+        for cell in course.read(path).cells
+        if tag in course.tags(cell) and f"def {name}(" in cell.source
     ]
     return text
 
 
 def defined(name: str, tag: str):
-    """That function, from a namespace that has what the masters import."""
+    """That function, from a namespace that has what the notebooks import."""
     space: dict = {}
     exec("import math\nimport numpy as np\nimport torch\nimport torch.nn.functional as F\nimport adadfq_lab as lab", space)
     exec(cells_of(name, tag), space)
@@ -76,7 +76,7 @@ def test_exercise_has_mistakes_a_hint_and_a_notebook(name):
     exercise = EXERCISES[name]
     assert len(exercise.mistakes) >= 2
     assert len(exercise.hint) > 20
-    (path,) = [path for path in course.masters() if path.name.startswith(exercise.notebook)]
+    (path,) = [path for path in course.sources() if path.name.startswith(exercise.notebook)]
     assert f"lab.check.{name}({name})" in path.read_text(encoding="utf-8")
 
 
