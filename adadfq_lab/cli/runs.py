@@ -213,4 +213,4 @@ def train_teacher(config: TeacherConfig, output: Path, json: Json = False) -> No
         if not output.with_suffix(".resume").exists():
             raise
         raise KeyboardInterrupt("the same command continues after the last whole epoch") from None
-    say(dataclasses.asdict(info), f"{info.name}: {info.top1} % on {info.evaluated_on}", json)
+    say(info.as_json(), f"{info.name}: {info.top1} % on {info.evaluated_on}", json)

@@ -1,7 +1,7 @@
 """Top-1 accuracy with an interval: how good a network is on images that no decision was made on."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from adadfq_lab.data.image_sets import ImageSet
+from adadfq_lab.errors import UserError
 from adadfq_lab.machine.devices import to_device
 
 
@@ -43,20 +44,44 @@ def accuracy(network: nn.Module, data: ImageSet, normalize: Callable[[Tensor], T
     batch: images at a time; 0 for 100 small ones, or fewer large ones (20 of ImageNet's): a CPU's kernel stays small, and a GPU
            takes ten times as many
 
-    A student's activation ranges stay as they are: what is measured must not calibrate.
+    A student's activation ranges stay as they are: what is measured must not calibrate. Raises UserError for images without
+    labels.
     """
+    if not data.labelled:
+        raise UserError(f"accuracy takes labels, which {data.name} has not; sort the images into one folder a class")
+    hits = [
+        predicted == to_device(labels, predicted.device) for predicted, labels in _predictions(network, data, normalize, batch)
+    ]
+    return share(hits)
+
+
+@torch.no_grad()
+def agreement(
+    network: nn.Module, teacher: nn.Module, data: ImageSet, normalize: Callable[[Tensor], Tensor], batch: int = 0
+) -> Accuracy:
+    """Percent of the images for which `network` predicts the class that `teacher` predicts; labels are not looked at."""
+    both = (_predictions(one, data, normalize, batch) for one in (network, teacher))
+    return share([own == theirs for (own, _), (theirs, _) in zip(*both, strict=True)])
+
+
+def share(hits: list[Tensor]) -> Accuracy:
+    """The percentage of True in `hits`, and its interval."""
+    total = sum(map(len, hits))
+    correct = int(sum(hit.sum().item() for hit in hits))  # the host waits for the device once, at the end
+    low, high = wilson(correct, total)
+    return Accuracy(100 * correct / total, low, high, total)
+
+
+def _predictions(
+    network: nn.Module, data: ImageSet, normalize: Callable[[Tensor], Tensor], batch: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(predicted classes, labels), a batch at a time, in eval mode."""
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     pixels = math.prod(data.images.shape[2:])
     most = 10 if device.type == "cuda" else 1
     was_training = network.training
     network.eval()
-    hits = []  # counted on the device: the host waits for it once, at the end
-    frozen = getattr(network, "frozen", nullcontext)  # a student has it
-    with frozen():
+    with getattr(network, "frozen", nullcontext)():  # a student has it
         for images, labels in data.batches(batch or most * max(1, min(100, 2**20 // pixels))):
-            predicted = network(normalize(to_device(images, device))).argmax(1)
-            hits.append((predicted == to_device(labels, predicted.device)).sum())
-    correct = sum(hit.item() for hit in hits)
+            yield network(normalize(to_device(images, device))).argmax(1), labels
     network.train(was_training)
-    low, high = wilson(int(correct), len(data))
-    return Accuracy(100 * int(correct) / len(data), low, high, len(data))

@@ -3,9 +3,13 @@
 No loader, no workers, nothing to wait for. An image set of files on disk is `image_folders.ImageFolder`."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
+
+UNLABELLED = -1
+"""The label of an image whose class is not known."""
 
 FASHION_CLASSES = ("T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -26,9 +30,10 @@ CLASSES = {"fashion_mnist": FASHION_CLASSES, "cifar10": CIFAR10_CLASSES, "cifar1
 class ImageSet:
     """Images and labels of one split, in memory.
 
-    images: uint8, `(N, C, H, W)`
-    labels: int64, `(N,)`
-    source: where they came from and how many of how many they are, in words fit for a table's caption
+    images:  uint8, `(N, C, H, W)`
+    labels:  int64, `(N,)`; all UNLABELLED if they are not known
+    classes: their names; none if the labels are not known
+    source:  where they came from and how many of how many they are, in words fit for a table's caption
     """
 
     name: str
@@ -41,21 +46,37 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def labelled(self) -> bool:
+        """Whether the classes of the images are known, so that accuracy can be measured on them."""
+        return bool(self.classes)
+
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Successive (images, labels) of at most `size` samples, in order."""
         yield from zip(self.images.split(size), self.labels.split(size), strict=True)
 
     def of_shape(self, shape: tuple[int, int, int]) -> "ImageSet":
-        """The images as a network for `shape` (C, H, W) takes them, where that is open still: files on disk have none yet."""
+        """Returns these images resized to `shape`. Only image folders can change size; a set in memory returns itself."""
         return self
 
     def take(self, count: int | None) -> "ImageSet":
-        """The first `count` samples (all of them for None)."""
-        if count is None or count >= len(self):
+        """The first `count` samples (all of them for None); of a set in class order, `count` drawn at random, always the same.
+
+        The first thousand of a set in class order would be one class.
+        """
+        if (picked := chosen(self.labels, count)) is None:
             return self
-        return ImageSet(
-            self.name, self.split, self.images[:count], self.labels[:count], self.classes, f"first {count} of {self.source}"
-        )
+        which, word = picked
+        return replace(self, images=self.images[which], labels=self.labels[which], source=f"{word} {count} of {self.source}")
+
+
+def chosen(labels: Tensor, count: int | None) -> tuple[Tensor, str] | None:
+    """Which `count` samples `take` takes, `(count,)`, and how they were chosen, in a word; None for all of them."""
+    if count is None or count >= len(labels):
+        return None
+    if len(labels) > 1 and labels[0] != labels[-1] and bool((labels.diff() >= 0).all()):
+        return torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))[:count], "random"
+    return torch.arange(count), "first"
 
 
 def imagenet_classes() -> tuple[str, ...]:

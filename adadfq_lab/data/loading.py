@@ -1,4 +1,4 @@
-"""Images with labels, as one uint8 tensor: no loader, no workers, nothing to wait for.
+"""Images, with labels or without, as one uint8 tensor in memory.
 
 Data-free quantization needs images for one purpose only: to *measure* the student. Training images appear in exactly one
 place, `adadfq train-teacher`. A data set is looked for, in this order, in
@@ -8,21 +8,25 @@ place, `adadfq train-teacher`. A data set is looked for, in this order, in
 3. the system's own copy (Debian's package `dataset-fashion-mnist`),
 4. torchvision's download, kept in `~/.cache/adadfq_lab`.
 
-A data set of your own is two files in the folder of 1. under a name of your own, with the names of its classes, if you like,
-in a third array, `classes`. ImageNet is too large for memory and stays in its folder: see `adadfq_lab.data.image_folders`.
+A data set of your own is a file `photos.npz`, by its path, or two files in the folder of 1. under a name of your own; the names
+of its classes may stand in a third array, `classes`. Without `y` its images are unlabelled. A folder of images is a data set
+too, and stays on disk, as ImageNet does: see `adadfq_lab.data.image_folders`.
 """
 
 import gzip
+import math
 import os
 import zipfile
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from adadfq_lab.data.class_names import in_order_of
 from adadfq_lab.data.image_folders import load_folder
-from adadfq_lab.data.image_sets import CLASSES, ImageSet
+from adadfq_lab.data.image_sets import CLASSES, UNLABELLED, ImageSet
 from adadfq_lab.data.locations import cache_folder, stub_path
 from adadfq_lab.errors import UserError, first_line
 
@@ -34,12 +38,14 @@ DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
 
 def load_data(name: str, split: str = "test", *, stub: bool = False) -> ImageSet:
     """Loads a split of `fashion_mnist`, `cifar10`, `cifar100` or a data set of your own (above), or the test images of
-    `imagenet` or of a path such as `photos/val`, which has one folder of images a class; `stub=True` insists on the shipped
-    images.
+    `imagenet`, of a folder such as `photos/val`, which has one folder of images a class, or of a file `photos.npz`;
+    `stub=True` insists on the shipped images.
 
-    Raises UserError where the data set is unknown or cannot be had without a network.
+    Raises UserError if the data set is unknown or cannot be had without a network.
     """
-    if name == "imagenet" or os.sep in name:
+    if name == "imagenet" or _is_path(name):
+        if name.endswith(".npz") and Path(name).is_file() and not stub:
+            return _from_npz(Path(name).stem, split, Path(name), own=True)
         return load_folder(name, split, stub=stub)
     if split not in ("train", "test"):
         raise UserError(f"no split is called {split!r}; choose train or test")
@@ -70,6 +76,15 @@ def load_data(name: str, split: str = "test", *, stub: bool = False) -> ImageSet
     return downloaded
 
 
+def _is_path(name: str) -> bool:
+    """Whether `name` is a path, and not the name of a data set; a name stands for itself, whatever lies in the folder."""
+    if os.sep in name or (os.altsep and os.altsep in name):
+        return True
+    data = os.environ.get("ADADFQ_DATA")
+    in_data = data and any((Path(data) / f"{name}_{split}.npz").exists() for split in ("train", "test"))
+    return name not in CLASSES and not in_data and name != "" and (Path(name).is_dir() or name.endswith(".npz"))
+
+
 def _image_set(name: str, split: str, images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -> ImageSet:
     count = f"{len(labels):,}"
     if name in CLASSES:
@@ -85,25 +100,59 @@ def _image_set(name: str, split: str, images: np.ndarray, labels: np.ndarray, cl
     )
 
 
-def _from_npz(name: str, split: str, path: Path) -> ImageSet:
+def _from_npz(name: str, split: str, path: Path, *, own: bool = False) -> ImageSet:
+    """The data set in a file; `own`: one that the user names by its path, whose name means nothing."""
     try:
+        _check_headers(path)
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            images, labels = file["x"], file["y"]
+            images, labels = file["x"], file.get("y")
             classes = tuple(map(str, file["classes"])) if "classes" in file else ()
-    except (OSError, EOFError, ValueError, KeyError, TypeError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+    except (
+        OSError, EOFError, ValueError, KeyError, TypeError, NotImplementedError, MemoryError, zipfile.BadZipFile, zlib.error
+    ) as error:  # fmt: skip
         raise UserError(f"{path} is damaged or not a data file with arrays x and y ({first_line(error)})") from None
-    if images.ndim != 4 or images.dtype != np.uint8 or labels.shape != (len(images),) or labels.dtype.kind not in "iu":
+    if images.ndim == 4 and images.dtype == np.uint8 and images.shape[1] not in (1, 3) and images.shape[3] in (1, 3):
+        raise UserError(
+            f"{path} has x of shape {images.shape}, channels last; save x.transpose(0, 3, 1, 2), which is (N, C, H, W)"
+        )
+    if images.ndim != 4 or images.dtype != np.uint8:
+        raise UserError(f"{path} must hold x uint8 (N, C, H, W), not {images.dtype} {images.shape}")
+    official = CLASSES.get(name, ()) if not own else ()
+    if labels is None:
+        if split == "train" or official:
+            raise UserError(f"{path} must hold x uint8 (N, C, H, W) and y (N,); it has no y")
+        if not len(images):
+            raise UserError(f"{path} must hold one image or more")
+        source = f"{len(images):,} unlabelled images in {path.name} (it holds no y)"
+        unknown = torch.full((len(images),), UNLABELLED)
+        return ImageSet(name, split, torch.from_numpy(np.ascontiguousarray(images)), unknown, (), source)
+    if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
         raise UserError(
             f"{path} must hold x uint8 (N, C, H, W) and y (N,), whole numbers, "
             f"not x {images.dtype} {images.shape} and y {labels.dtype} {labels.shape}"
         )
-    if name in CLASSES:
-        classes = CLASSES[name]
-    elif not classes:
-        classes = tuple(f"class {i}" for i in range(min(int(labels.max(initial=0)) + 1, MOST_CLASSES)))
+    classes = classes or official or tuple(f"class {i}" for i in range(min(int(labels.max(initial=0)) + 1, MOST_CLASSES)))
     if not len(labels) or not (labels.min() >= 0 and labels.max() < len(classes)):
         raise UserError(f"{path} must hold one image or more, with labels y from 0 to {len(classes) - 1}")
-    return _image_set(name, split, images, labels, classes)
+    found = _image_set(name, split, images, labels, classes)
+    if own:
+        return replace(found, source=f"{len(found):,} images of {len(classes)} classes in {path.name}")
+    return in_order_of(found, official, f"the data set {name}") if official else found
+
+
+def _check_headers(path: Path) -> None:
+    """Raises ValueError if an array's header claims more than its file holds, before memory is taken for it."""
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            if not entry.filename.endswith(".npy"):
+                continue
+            with archive.open(entry) as file:
+                version = np.lib.format.read_magic(file)
+                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                shape, _, kind = read(file)
+                claimed = math.prod(shape) * kind.itemsize + file.tell()
+            if claimed != entry.file_size and not kind.hasobject:
+                raise ValueError(f"the array {entry.filename} claims {claimed:,} bytes and has {entry.file_size:,}")
 
 
 def _from_idx(name: str, split: str, folder: Path) -> ImageSet:

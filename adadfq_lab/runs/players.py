@@ -4,6 +4,7 @@ import dataclasses
 
 import torch
 
+from adadfq_lab.data.class_names import in_order_of, named
 from adadfq_lab.data.image_sets import ImageSet
 from adadfq_lab.equations import Bounds
 from adadfq_lab.errors import UserError
@@ -58,11 +59,16 @@ def build_game(config: RunConfig, teacher: Teacher) -> Game:
 
 
 def fitting_data(teacher: Teacher, data: ImageSet) -> ImageSet:
-    """`data` in the shape that the teacher takes; raises UserError where it has another, or not as many classes."""
-    data = data.of_shape(teacher.info.input_shape)
-    if len(data.classes) != len(teacher.info.classes) or tuple(data.images.shape[1:]) != teacher.info.input_shape:
+    """`data` in the shape that the teacher takes, its labels in the order of the teacher's classes.
+
+    Raises UserError if it has another shape, another number of classes, or classes of other names.
+    """
+    data, info = data.of_shape(teacher.info.input_shape), teacher.info
+    shape = tuple(data.images.shape[1:])
+    others = len(data.classes) > len(info.classes) or not named(data.classes) or not named(info.classes)
+    if shape != info.input_shape or (data.labelled and others and len(data.classes) != len(info.classes)):
         raise UserError(
-            f"teacher {teacher.info.name} takes {teacher.info.input_shape} images of {len(teacher.info.classes)} classes; "
-            f"{data.name} has {tuple(data.images.shape[1:])} of {len(data.classes)}"
+            f"teacher {info.name} takes {info.input_shape} images of {len(info.classes)} classes; "
+            f"{data.name} has {shape}" + (f" of {len(data.classes)}" if data.labelled else ", without labels")
         )
-    return data
+    return in_order_of(data, info.classes, f"teacher {info.name}")

@@ -17,14 +17,17 @@ from adadfq_lab.machine.reading import read_json
 from adadfq_lab.student.quantize import quantize
 from adadfq_lab.student.quantizer import BitWidths
 from adadfq_lab.student.student import Quantization, Student
-from adadfq_lab.teacher.networks import build_network
 from adadfq_lab.teacher.teacher import Teacher, TeacherInfo
-from adadfq_lab.teacher.teacher_files import SHIPPED, load_teacher
+from adadfq_lab.teacher.teacher_files import SHIPPED, described, load_teacher, network_of
 
 
 def save_student(student: Student, teacher: Teacher, path: Path, **extra: Any) -> str:
     """Writes `student`, made from `teacher`, to `path` with the JSON values `extra`; returns the file's sha256."""
-    meta = {"kind": "student", "teacher": dataclasses.asdict(teacher.info), "quantization": quantization_json(student)}
+    try:
+        info, _ = described(teacher)
+    except UserError:  # the network cannot be rebuilt from a file; the student then needs its teacher to be loaded
+        info = teacher.info
+    meta = {"kind": "student", "teacher": info.as_json(), "quantization": quantization_json(student)}
     return save_tensors(path, student.state_dict(), meta | extra)
 
 
@@ -45,10 +48,10 @@ def load_student(path: Path, teacher: Teacher | None = None) -> tuple[Teacher, S
 def rebuild_student(path: Path) -> tuple[TeacherInfo, Student, str]:
     """What its teacher knew about itself, the student, and the file's sha256; without the teacher's weights.
 
-    Raises UserError as `load_student` does, and for a network that `build_network` does not know by name.
+    Raises UserError as `load_student` does, and for a network that the file cannot rebuild.
     """
     tensors, info, quantization, sha256 = _read(path)
-    network = build_network(info.network, len(info.classes), info.input_shape[0])
+    network = network_of(info)
     return info, _rebuild(path, network, tensors, quantization), sha256
 
 

@@ -4,7 +4,9 @@ A teacher is its network plus the facts without which its logits mean nothing: c
 accuracy, and the sha256 of its weights.
 """
 
-from dataclasses import dataclass
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +23,8 @@ class TeacherInfo:
     mean, std:   per channel, of pixel values scaled to [0, 1]
     top1:        percent of the test images of `evaluated_on` that it classifies correctly, None if never measured
     recipe:      how it was trained, in words that `adadfq train-teacher` would repeat
+    graph:       the network's architecture, as `architecture.describe` writes it; empty if `network` is a name that
+                 `build_network` knows
     """
 
     name: str
@@ -35,6 +39,7 @@ class TeacherInfo:
     seed: int | None = None
     recipe: str = ""
     sha256: str = ""
+    graph: str = field(default="", repr=False)
 
     def __post_init__(self) -> None:
         if len(self.classes) < 2 or min(self.input_shape) < 1:
@@ -47,6 +52,13 @@ class TeacherInfo:
                 f"a teacher takes images of a shape (C, H, W), and has C means and C deviations above 0, "
                 f"not {self.input_shape}, mean {self.mean} and std {self.std}"
             )
+
+    def as_json(self) -> dict[str, Any]:
+        """The facts as JSON, as files have them; without `graph` if that is empty."""
+        plain = dataclasses.asdict(self)
+        if not self.graph:
+            del plain["graph"]
+        return plain
 
 
 class Teacher(nn.Module):

@@ -169,7 +169,7 @@ def load_zoo_teacher(name: str) -> Teacher:
         evaluated_on=f"{images}, as {source} states it",
         recipe=f"pre-trained, {entry.url}",
     )
-    facts = dataclasses.asdict(info)
+    facts = info.as_json()
     facts.pop("sha256")
     sha256 = digest(network.state_dict(), json.dumps({"kind": "teacher", **facts}, sort_keys=True))
     return Teacher(network, dataclasses.replace(info, sha256=sha256))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 from adadfq_lab.cli.main import main
-from adadfq_lab.data.accuracy import accuracy
+from adadfq_lab.data.accuracy import accuracy, agreement
 from adadfq_lab.data.image_folders import decode
 from adadfq_lab.data.image_sets import ImageSet
 from adadfq_lab.data.loading import load_data
@@ -75,7 +75,7 @@ def test_a_folder_is_a_set_of_images(tree):
     data = load_data(str(tree))
     assert isinstance(data, ImageSet)
     assert (data.name, data.split, data.classes, len(data)) == ("val", "test", ("blue", "green", "red"), 6)
-    assert data.source == "6 images of 3 classes in the folder val"
+    assert data.source == "6 images of 3 classes in the folder val, 1 skipped that Pillow does not read (1 .txt)"
     assert data.labels.tolist() == [0, 1, 2, 0, 2, 2]
     assert [str(path.relative_to(tree)) for path in data.paths] == [
         "blue/0.png",
@@ -140,7 +140,7 @@ def test_take_keeps_the_first(tree):
     data = load_data(str(tree))
     few = data.take(4)
     assert (len(few), few.paths, few.labels.tolist()) == (4, data.paths[:4], [0, 1, 2, 0])
-    assert few.source == "first 4 of 6 images of 3 classes in the folder val"
+    assert few.source == "first 4 of 6 images of 3 classes in the folder val, 1 skipped that Pillow does not read (1 .txt)"
     assert few.images.shape == (4, 3, 224, 224)
     assert torch.equal(torch.cat([x for x, _ in few.batches(3)]), next(data.batches(4))[0])
     assert data.take(None) is data.take(6) is data
@@ -207,14 +207,61 @@ def test_a_place_without_imagenet_is_one_line_that_says_what_to_do(monkeypatch, 
 
 
 def test_trees_that_are_none_are_refused(tree, tmp_path):
-    """No such folder, a flat folder of images, and a class without images: each names the place and the remedy."""
+    """No such folder, one without images, and one folder too many: each names the place and the remedy."""
     with pytest.raises(UserError, match=r"^cannot read .*absent \(No such file or directory\); give a folder"):
         load_data(str(tmp_path / "absent"))
-    with pytest.raises(UserError, match=r"^.*red holds no folders; sort its images into one folder a class$"):
-        load_data(str(tree / "red"))
-    (tree / "yellow").mkdir()
-    with pytest.raises(UserError, match=r"^.*yellow holds no images \(.jpeg, .jpg, .png\); fill it or remove it$"):
-        load_data(str(tree))
+    (tmp_path / "texts" / "red").mkdir(parents=True)
+    (tmp_path / "texts" / "red" / "a.txt").touch()
+    with pytest.raises(UserError, match=r"^.*texts holds no images \(1 files, of which none is an image that Pillow reads\)"):
+        load_data(str(tmp_path / "texts"))
+    (tmp_path / "outer").mkdir()
+    tree.rename(tmp_path / "outer" / "val")
+    with pytest.raises(UserError, match=r"^.*outer holds one folder only, which holds folders; give .*outer/val$"):
+        load_data(str(tmp_path / "outer"))
+
+
+def test_what_people_have_in_their_folders(tree, monkeypatch):
+    """Nested folders and unusual endings count; an empty class keeps its place; what is left out is counted and named."""
+    write(tree / "green" / "second batch" / "a.webp", np.full((30, 30, 3), 10, np.uint8))
+    write(tree / "green" / "b.TIFF", np.full((30, 30, 3), 10, np.uint8))
+    write(tree / "loose.png", np.full((30, 30, 3), 10, np.uint8))
+    for name in ("__MACOSX/green", "yellow"):
+        (tree / name).mkdir(parents=True)
+    (tree / "red" / "b.svg").touch()
+    monkeypatch.chdir(tree.parent)
+    data = load_data("val")  # named without a slash
+    assert data.classes == ("blue", "green", "red", "yellow") and data.labels.bincount(minlength=4).tolist() == [2, 3, 3, 0]
+    assert data.source == (
+        "8 images of 4 classes in the folder val, 2 skipped that Pillow does not read (1 .svg, 1 .txt), "
+        "1 skipped outside of the class folders, yellow empty"
+    )
+
+
+def test_a_folder_of_images_alone_is_unlabelled(tree):
+    data = load_data(str(tree / "red")).of_shape((3, 30, 30))
+    assert (len(data), data.labelled, data.name) == (3, False, "red")
+    assert data.source == "3 unlabelled images in the folder red, 1 skipped that Pillow does not read (1 .txt)"
+    assert agreement(Brightest(), Brightest(), data, lambda images: images.float()).top1 == 100
+
+
+def test_folders_of_numbers_are_in_their_order(tmp_path):
+    """Class 10 comes after class 9, where the alphabet has it after class 1."""
+    for i in range(11):
+        write(tmp_path / "val" / str(i) / "a.png", np.full((30, 30, 3), i, np.uint8))
+    data = load_data(str(tmp_path / "val")).of_shape((3, 30, 30))
+    images, labels = next(data.batches(11))
+    assert labels.tolist() == images[:, 0, 0, 0].tolist() == list(range(11))
+
+
+def test_grey_of_sixteen_bits_is_scaled(tmp_path):
+    """Black, half and white stay what they are; 32-bit pixels, whose white nobody knows, are refused by their mode."""
+    ramp = np.array([0, 32768, 65535], np.uint16)[:, None] * np.ones((1, 3), np.uint16)
+    Image.fromarray(ramp).save(tmp_path / "a.png")
+    assert decode(tmp_path / "a.png", (1, 3, 3))[0, :, 1].tolist() == [0, 128, 255]
+    for kind, mode in ((np.int32, "I"), (np.float32, "F")):
+        Image.fromarray(ramp.astype(kind)).save(tmp_path / "a.tiff")
+        with pytest.raises(UserError, match=rf"a.tiff has pixels of 32 bits \(mode {mode}\)"):
+            decode(tmp_path / "a.tiff", (1, 3, 3))
 
 
 def test_imagenet_is_neither_trained_on_nor_shipped(tree):

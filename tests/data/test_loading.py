@@ -1,15 +1,19 @@
 """Data sets: where they are looked for, what is shipped, and what a wrong file is told."""
 
 import hashlib
+import io
 import pickle
 import re
 import socket
+import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from adadfq_lab.data.accuracy import accuracy
 from adadfq_lab.data.image_sets import CLASSES, ImageSet
 from adadfq_lab.data.loading import DEBIAN_FASHION, load_data
 from adadfq_lab.data.locations import stub_path
@@ -168,10 +172,71 @@ def test_take_says_what_it_took():
     """The first 3 of seven are so called; the first 7, 8 or all of seven are the set itself."""
     x, y = made_up(7)
     data = ImageSet("cifar10", "test", torch.from_numpy(x), torch.from_numpy(y), CLASSES["cifar10"], "all seven")
+    data = replace(data, labels=data.labels[torch.tensor([3, 1, 2, 0, 4, 5, 6])])
     assert len(data.take(3)) == 3
     assert data.take(3).source == "first 3 of all seven"
     assert torch.equal(data.take(3).images, data.images[:3])
     assert all(data.take(count) is data for count in (7, 8, None))
+
+
+def test_of_a_set_in_class_order_a_sample_is_drawn():
+    """The first 100 of 1,000 images sorted by class would be one class; the drawn ones are of all ten, the same each time."""
+    labels = torch.arange(1000) // 100
+    data = ImageSet("sorted", "test", labels.view(-1, 1, 1, 1).byte(), labels, CLASSES["cifar10"], "1,000")
+    few = data.take(100)
+    assert few.source == "random 100 of 1,000" and torch.equal(few.labels, few.images.flatten().long())
+    assert few.labels.bincount(minlength=10).min() >= 3
+    assert torch.equal(few.labels, data.take(100).labels) and not torch.equal(few.labels, few.labels.sort().values)
+
+
+# Data sets of one's own
+
+
+def test_a_file_is_a_data_set_by_its_path(folder, monkeypatch):
+    """photos.npz with and without a folder before it; without y its images are unlabelled; a name stays the name."""
+    monkeypatch.chdir(folder)
+    x, y = made_up(7)
+    np.savez(folder / "photos.npz", x=x, y=y % 2, classes=np.array(["cat", "dog"]))
+    for name in ("photos.npz", "./photos.npz", str(folder / "photos.npz")):
+        data = load_data(name)
+        assert (data.name, data.classes, data.source) == ("photos", ("cat", "dog"), "7 images of 2 classes in photos.npz")
+    np.savez(folder / "bare.npz", x=x)
+    bare = load_data("bare.npz")
+    assert (bare.labelled, bare.classes, len(bare)) == (False, (), 7)
+    assert bare.source == "7 unlabelled images in bare.npz (it holds no y)"
+    with pytest.raises(UserError, match=r"^accuracy takes labels, which bare has not"):
+        accuracy(torch.nn.Flatten(), bare, lambda x: x.float())
+    with pytest.raises(UserError, match=r"^cannot read absent.npz"):
+        load_data("absent.npz")
+
+
+def test_channels_last_is_refused_with_the_remedy(folder):
+    """(N, 20, 20, 1) would train a teacher of 20 channels."""
+    np.savez(folder / "mine_test.npz", x=np.zeros((5, 20, 20, 1), np.uint8), y=np.zeros(5, np.int64))
+    with pytest.raises(UserError, match=r"of shape \(5, 20, 20, 1\), channels last; save x.transpose\(0, 3, 1, 2\)"):
+        load_data("mine")
+
+
+def test_a_header_that_claims_more_than_the_file_holds_takes_no_memory(folder):
+    """An array of a terabyte in a file of some hundred bytes is refused by its header, before it is read."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (10**9, 3, 20, 20)})
+    with zipfile.ZipFile(folder / "mine_test.npz", "w") as archive:
+        archive.writestr("x.npy", header.getvalue() + bytes(1200))
+    with pytest.raises(UserError, match=r"mine_test.npz is damaged .*x.npy claims 1,200,000,000,128 bytes and has 1,328\)"):
+        load_data("mine")
+
+
+def test_the_classes_of_a_known_data_set_are_put_into_its_order(folder):
+    """A cifar10_test.npz that counts the classes in another order is read in CIFAR-10's; other names are refused."""
+    x, y = made_up(20)
+    turned = CLASSES["cifar10"][::-1]
+    np.savez(folder / "cifar10_test.npz", x=x, y=y, classes=np.array(turned))
+    data = load_data("cifar10")
+    assert data.classes == CLASSES["cifar10"] and data.labels.tolist() == [9 - label for label in y]
+    np.savez(folder / "cifar10_test.npz", x=x, y=y, classes=np.array([*turned[:9], "lion"]))
+    with pytest.raises(UserError, match=r"^the classes of cifar10 are not those of .*: lion there, airplane here"):
+        load_data("cifar10")
 
 
 # Wrong files
