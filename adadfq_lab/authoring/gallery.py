@@ -5,7 +5,6 @@ marks: a figure, its description as alt text, and a sentence that reads it. Char
 dark pages; images of G are PNG. Nothing is trained: recordings, results and the teacher in data_stubs/ are all it takes.
 """
 
-import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from html import escape
@@ -14,7 +13,6 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
-from PIL import Image
 
 from adadfq_lab.authoring.marks import renewed
 from adadfq_lab.authoring.pages import PAGES
@@ -31,8 +29,9 @@ from adadfq_lab.student.quantize import quantize
 from adadfq_lab.studies.tables import PAPER, difference, read_rows, shipped_results, summaries
 from adadfq_lab.teacher.networks import build_network
 from adadfq_lab.teacher.teacher_files import load_teacher
-from adadfq_lab.views import game_panels as live_views
-from adadfq_lab.views.charts import Bars, Line, Panel, Rule, chart, montage
+from adadfq_lab.views import game_panels
+from adadfq_lab.views.charts import Bars, Line, Panel, Rule, chart, montage, standing_alone
+from adadfq_lab.views.images import png
 from adadfq_lab.views.style import BLUE, GREEN, GREY, ORANGE, PLAYER, PLAYER_DASH, PURPLE, TEXT, VERMILLION
 from adadfq_lab.views.widgets import band_text
 
@@ -52,7 +51,7 @@ class Picture:
 
 def _svg(panel: Panel, alt: str, says: str) -> Picture:
     """One panel as a file of its own: with the house's grey, since there is no page to take a colour from."""
-    text = chart([panel], alt=alt, height=270).replace("var(--jp-content-font-color1,currentColor)", TEXT)
+    text = standing_alone(chart([panel], alt=alt, height=270), TEXT)
     return Picture(f"{text}\n".encode(), "svg", alt, says)
 
 
@@ -60,7 +59,7 @@ def welcome() -> Picture:
     """00: Q on real images over a recorded game."""
     history = load_recording("adadfq_3w3a").history
     says = "The game, 300 rounds: as soon as G's images set its ranges, Q is right again on real images, at 3 bits."
-    return _svg(live_views.panels(history, 100)[5], live_views.describe(history), says)
+    return _svg(game_panels.panels(history, 100)[5], game_panels.describe(history), says)
 
 
 def disagreement() -> Picture:
@@ -109,13 +108,11 @@ def imagined() -> Picture:
     games = {
         how: load_recording(f"gdfq_long{end}") for how, end in (("averaged", ""), ("summed", "_sum"), ("left out", "_label"))
     }
-    sheet = Image.fromarray(montage(np.stack([one.images[-1] for one in games.values()])))
-    buffer = io.BytesIO()
-    sheet.resize((3 * sheet.width, 3 * sheet.height), Image.Resampling.NEAREST).save(buffer, "PNG", optimize=True)
+    sheet = montage(np.stack([one.images[-1] for one in games.values()]))
     facts = "; ".join(f"{how}: P recognises {one.meta['recognised']:.0f} %" for how, one in games.items())
     alt = f"Three rows of ten imagined images, one of each class, after 1,200 rounds, by how L_BNS adds up. {facts}."
     says = "What P's batch norms remember: L_BNS averaged, summed, left out. Being recognised is easy, being typical is not."
-    return Picture(buffer.getvalue(), "png", alt, says)
+    return Picture(png(sheet, scale=3), "png", alt, says)
 
 
 def gains() -> Picture:
@@ -153,10 +150,7 @@ def _measured(name: str, recording: str, column: str, color: str, dash: str) -> 
 def band() -> Picture:
     """06: the histogram of the bounds explorer as it opens."""
     h_prime, bounds = load_population().h_prime(3), Bounds(0.1, 0.8)
-    bars, rules = live_views.histogram(h_prime, bounds), live_views.bound_rules(bounds)
-    panel = Panel(
-        "H′ of 480 imagined images, 3-bit Q", "H′ (1: agreement)", "samples [%]", bars=bars, rules=rules, x_range=(0, 1)
-    )
+    panel = game_panels.band_panel(h_prime, bounds, f"H′ of {len(h_prime)} imagined images, 3-bit Q")
     alt = f"Histogram of H' coloured by the band. {band_text(h_prime, bounds)}"
     return _svg(panel, alt, "The bounds explorer: drag λ_l and λ_u, also while the game is played.")
 

@@ -19,7 +19,7 @@ import tyro
 from adadfq_lab.cli.course import COMMANDS as COURSE
 from adadfq_lab.cli.course import course
 from adadfq_lab.cli.integers import export, verify
-from adadfq_lab.cli.runs import demo, evaluate, recipes, train, train_teacher, watch
+from adadfq_lab.cli.runs import demo, evaluate, recipes, report, train, train_teacher, watch
 from adadfq_lab.cli.studies import bench, evidence, fidelity, grid, methods, table
 from adadfq_lab.errors import UserError, printable
 from adadfq_lab.machine.distributed import launched
@@ -32,6 +32,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "demo": demo,
     "train": tyro.conf.configure(tyro.conf.OmitArgPrefixes)(train),
     "recipes": recipes,
+    "report": report,
     "watch": watch,
     "evaluate": evaluate,
     "train-teacher": tyro.conf.configure(tyro.conf.OmitArgPrefixes)(train_teacher),

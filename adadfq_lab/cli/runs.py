@@ -18,7 +18,9 @@ from adadfq_lab.teacher.teacher_files import load_teacher
 from adadfq_lab.teacher.training import TeacherConfig
 
 
-def demo(seed: int = 0, rounds: int = 1200, bits: str = "3w3a", name: str = "", json: Json = False) -> None:
+def demo(
+    seed: int = 0, rounds: int = 1200, bits: str = "3w3a", name: str = "", interactive: bool = False, json: Json = False
+) -> None:
     """Watch AdaDFQ win back what 3-bit quantization loses: real images, no GPU, no network, a few minutes.
 
     Plays AdaDFQ on the shipped Fashion-MNIST teacher and measures on the shipped 2,000 test images.
@@ -28,10 +30,12 @@ def demo(seed: int = 0, rounds: int = 1200, bits: str = "3w3a", name: str = "", 
         rounds: Rounds in all; the first 200 train the generator only.
         bits: Of weights and activations, 2 to 8 each.
         name: Folder under runs/; made from the date if empty.
+        interactive: Write a report to hover over, of 5 MB, in place of one of some tens of kB.
     """
     train(
         config=RunConfig(seed=seed, rounds=rounds, bits=bits, stub=True),
         name=name or time.strftime("demo-%Y%m%d-%H%M%S"),
+        interactive=interactive,
         json=json,
     )
 
@@ -92,6 +96,7 @@ def train(
     name: str = "",
     resume: bool = False,
     from_round: Annotated[int | None, tyro.conf.arg(name="from")] = None,
+    interactive: bool = False,
     json: Json = False,
 ) -> None:
     """Play a whole run: a published recipe, or any shipped or trained teacher, any method, any bit width.
@@ -104,6 +109,7 @@ def train(
         name: Folder under runs/, or a path; made from the configuration if empty.
         resume: Continue a run that was interrupted, from its last checkpoint; a run folder suffices to name it.
         from_round: Continue from the checkpoint of that round.
+        interactive: Write a report to hover over, of 5 MB, in place of one of some tens of kB.
     """
     from adadfq_lab.machine.distributed import joined, restarted
     from adadfq_lab.runs.folder import checkpoints
@@ -124,7 +130,7 @@ def train(
             return
         resume = resume or (restarted() and bool(checkpoints(folder)))
         try:
-            result = run(config, folder, resume=resume, from_round=from_round)
+            result = run(config, folder, resume=resume, from_round=from_round, interactive=interactive)
         except KeyboardInterrupt:
             if not checkpoints(folder):
                 raise
@@ -133,6 +139,19 @@ def train(
     if result.rounds <= warmup:
         text += f"\nQ took no step, as all rounds were warm-up: play more than {warmup}, or set --warmup"
     say(result.as_json(), f"{text}\nreport: {folder / 'report.html'}", json)
+
+
+def report(run: tyro.conf.Positional[Path], interactive: bool = False, json: Json = False) -> None:
+    """Write the report of a finished run again: adadfq report runs/mine --interactive
+
+    Args:
+        run: The run's folder.
+        interactive: With figures to hover over; the file then has 5 MB in place of some tens of kB.
+    """
+    from adadfq_lab.runs.report import report as write_it
+
+    path = write_it(run, interactive=interactive)
+    say({"report": str(path)}, f"report: {path}", json)
 
 
 def watch(
@@ -166,7 +185,7 @@ def watch(
         say(status.as_json(), status.frame(watched.title), json)
     else:
         try:
-            views.watch(run, every=every, page=html)
+            views.watch(run, every=every, copy=html)
         except KeyboardInterrupt:  # ends the watching, not the run
             sys.exit(130)
 

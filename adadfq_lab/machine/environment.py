@@ -1,16 +1,16 @@
 """Where a notebook runs: versions, device, how live figures are drawn, and whether everything is to take seconds.
 
-Two environment variables decide what is not obvious:
+Three environment variables:
 
     ADADFQ_LAB_FAST=1                 fewer rounds, images and steps: for tests and for a first glance
-    ADADFQ_LAB_LIVE=widget|svg|none   how a live figure is drawn; without it, see `live_backend`
+    ADADFQ_LAB_WAIT=1                 live runs play to their end before the next cell: for notebooks executed without a page
+    ADADFQ_LAB_LIVE=svg|widget|none   how a live figure is drawn; without it, see `live_backend`
 """
 
 import os
 import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from types import ModuleType
 from typing import Literal
 
@@ -19,7 +19,7 @@ from adadfq_lab.errors import UserError
 Backend = Literal["widget", "svg", "none"]
 
 
-BACKENDS: tuple[Backend, ...] = ("widget", "svg", "none")
+BACKENDS: tuple[Backend, ...] = ("svg", "widget", "none")
 
 
 SHOWN = ("torch", "plotly", "ipywidgets", "ipykernel")
@@ -27,12 +27,16 @@ SHOWN = ("torch", "plotly", "ipywidgets", "ipykernel")
 
 def fast() -> bool:
     """Whether ADADFQ_LAB_FAST asks for seconds instead of minutes; "", "0" and "false" do not."""
-    return os.environ.get("ADADFQ_LAB_FAST", "").lower() not in ("", "0", "false")
+    return _asked("ADADFQ_LAB_FAST")
 
 
-def on_colab() -> bool:
-    """Whether this is Google Colab, found out without importing anything of Colab's."""
-    return "google.colab" in sys.modules or "COLAB_NOTEBOOK_ID" in os.environ
+def waits() -> bool:
+    """Whether ADADFQ_LAB_WAIT asks live runs to play to their end before the next cell runs."""
+    return _asked("ADADFQ_LAB_WAIT")
+
+
+def _asked(name: str) -> bool:
+    return os.environ.get(name, "").lower() not in ("", "0", "false")
 
 
 def in_kernel() -> bool:
@@ -43,20 +47,17 @@ def in_kernel() -> bool:
 
 
 def live_backend() -> Backend:
-    """How a live figure is drawn: ADADFQ_LAB_LIVE if set; "svg" on Colab; "widget" in a kernel with anywidget; else "none".
+    """How a live figure is drawn: ADADFQ_LAB_LIVE if set; else "svg" in a kernel and "none" without one.
 
-    Raises UserError where ADADFQ_LAB_LIVE is none of the three.
+    Raises UserError if ADADFQ_LAB_LIVE is not one of the three.
     """
     wanted = os.environ.get("ADADFQ_LAB_LIVE", "")
-    if wanted:
-        if wanted not in BACKENDS:
-            raise UserError(f"ADADFQ_LAB_LIVE is {wanted!r}; set it to {', '.join(BACKENDS)}, or unset it")
-        return wanted
-    if on_colab():
-        return "svg"
-    if not in_kernel():
-        return "none"
-    return "widget" if find_spec("ipywidgets") and find_spec("anywidget") else "svg"
+    if wanted and wanted not in BACKENDS:
+        raise UserError(f"ADADFQ_LAB_LIVE is {wanted!r}; set it to {', '.join(BACKENDS)}, or unset it")
+    for known in BACKENDS:
+        if wanted == known:
+            return known
+    return "svg" if in_kernel() else "none"
 
 
 def _version(package: str) -> str:
@@ -77,7 +78,7 @@ def check_env() -> None:
         print(f"device: {torch.cuda.get_device_name()}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free")
     else:
         print(f"device: CPU, {torch.get_num_threads()} threads; every notebook is made for it, no GPU is needed")
-    figures = {"widget": "interactive figures", "svg": "redrawn images", "none": "not drawn, only recorded"}[live_backend()]
+    figures = {"svg": "redrawn images", "widget": "plotly figures", "none": "not drawn, only recorded"}[live_backend()]
     print(f"live runs: {figures}" + ("; fast mode: everything is cut short" if fast() else ""))
 
 

@@ -1,38 +1,103 @@
-"""report.html: a run in one file, with plotly inside and no network."""
+"""report.html: a run in one small file without scripts; `--interactive` puts plotly into it, some 5 MB, to hover and zoom."""
 
-import base64
 import html
-import io
 import json
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
+from adadfq_lab.data.accuracy import Accuracy
 from adadfq_lab.data.image_sets import ImageSet
+from adadfq_lab.data.loading import load_data
+from adadfq_lab.errors import UserError
 from adadfq_lab.game.game import Game
+from adadfq_lab.game.history import Column, History
 from adadfq_lab.machine.files import write_atomically
+from adadfq_lab.runs.config import read_config
+from adadfq_lab.runs.folder import last_checkpoint
 from adadfq_lab.runs.log import read_records
+from adadfq_lab.runs.players import fitting_data
 from adadfq_lab.teacher.teacher import Teacher
-from adadfq_lab.views.game_panels import accuracy_figure, band_figure, gains_figure, loss_figure
+from adadfq_lab.teacher.teacher_files import load_teacher
+from adadfq_lab.views.axes import typeset
+from adadfq_lab.views.charts import Panel, chart
+from adadfq_lab.views.game_panels import (
+    accuracy_panel,
+    describe_bars,
+    describe_lines,
+    gains_panel,
+    h_prime_panel,
+    steps_panel,
+    terms_panels,
+)
+from adadfq_lab.views.images import image, montage, pixels
+from adadfq_lab.views.pages import page
+from adadfq_lab.views.plotly_charts import plotly_figure
 
-PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>{title}</title>
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<style>
- body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }}
- h1 {{ font-size: 1.5rem; }} h2 {{ font-size: 1.15rem; margin-top: 2.5rem; }}
- table {{ border-collapse: collapse; }} td, th {{ padding: .2rem 1rem .2rem 0; text-align: left; }}
- td.n {{ text-align: right; font-variant-numeric: tabular-nums; }} p.small, pre {{ font-size: .85rem; color: #555; }}
- img {{ image-rendering: pixelated; width: 100%; max-width: 44rem; }} pre {{ white-space: pre-wrap; }}
-</style>
-<h1>{title}</h1>
-{body}
-</html>
-"""
+LABELS = {
+    "teacher": "teacher P",
+    "plain": "plainly quantised (ranges from noise)",
+    "calibrated": "calibrated on G's images, untrained",
+    "student": "student Q after the last round",
+    "best": "best round (chosen on these images: not a result)",
+}
+
+
+def as_history(records: Sequence[dict[str, Any]], classes: int = 10) -> History:
+    """The lines of a records.jsonl as a `History`; accuracies are columns "test.accuracy", "test.low" and "test.high"."""
+    rows = [_numbers(record) for record in records]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    columns: dict[str, Column] = {
+        name: np.array([row.get(name, math.nan) for row in rows], np.float32)
+        for name in names
+        if name not in ("h_prime", "entropy")
+    }
+    for name in ("h_prime", "entropy"):
+        samples = [np.asarray(record.get(name) or [math.nan], np.float32) for record in records]
+        width = max(map(len, samples), default=1)
+        columns[name] = np.stack([np.resize(one, width) for one in samples]) if samples else np.zeros((0, 1), np.float32)
+    return History(columns, classes=classes)
+
+
+def _numbers(record: dict[str, Any]) -> dict[str, float]:
+    """What of a line is a number; the gains of the warm-up, in which Q does not move, are left out."""
+    found = {name: float(v) for name, v in record.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+    if record.get("phase") == "warm-up":
+        found = {name: value for name, value in found.items() if not name.startswith("gain_")}
+    measured = record.get("accuracy") or record.get("calibrated")
+    if isinstance(measured, dict):
+        found |= {"test.accuracy": measured["top1"], "test.low": measured["low"], "test.high": measured["high"]}
+    return found
+
+
+def steps(result: Mapping[str, Any]) -> dict[str, Accuracy | None]:
+    """The accuracies of a result.json, with their intervals if it has them, as `steps_panel` takes them."""
+    found: dict[str, Accuracy | None] = {}
+    for name in ("plain", "calibrated", "student", "teacher"):
+        top1 = result.get(name)
+        low, high = result.get("intervals", {}).get(name, (top1, top1))
+        found[name] = None if top1 is None else Accuracy(top1, low, high, int(result.get("images", 0)))
+    return found
+
+
+def accuracy_figure(records: list[dict[str, Any]], result: dict[str, Any]) -> Any:
+    """The student's accuracy over rounds, and what calibration and what learning adds: a plotly figure."""
+    panels = _accuracy(as_history(records), result)
+    return plotly_figure(panels, alt=_words(panels))
+
+
+def _accuracy(history: History, result: Mapping[str, Any]) -> list[Panel]:
+    levels = {"P": result["teacher"], "plainly quantised": result["plain"]}
+    return [accuracy_panel(history, levels=levels), steps_panel(steps(result))]
+
+
+def _words(panels: Sequence[Panel]) -> str:
+    return " ".join(describe_bars(panel) if panel.bars else describe_lines([panel]) for panel in panels)
 
 
 def sample_images(game: Game, teacher: Teacher, per_class: int, classes: tuple[int, ...]) -> Tensor:
@@ -41,66 +106,87 @@ def sample_images(game: Game, teacher: Teacher, per_class: int, classes: tuple[i
     return teacher.denormalize(game.generate(labels, seed=game.seed)).cpu()
 
 
-def image_grid(images: Tensor, columns: int, alt: str) -> str:
+def image_sheet(images: Tensor, columns: int, alt: str) -> str:
     """Images `(N, C, H, W)` in [0, 1] as one HTML image, `columns` a row, with alternative text; grey unless C is 3."""
-    n, channels, height, width = images.shape
-    rows = -(-n // columns)
-    sheet = np.full((rows * (height + 2), columns * (width + 2), 3), 255, np.uint8)
-    colours = images if channels == 3 else images.mean(1, keepdim=True).expand(-1, 3, -1, -1)
-    pixels = colours.mul(255).round().byte().permute(0, 2, 3, 1).numpy()
-    for i, image in enumerate(pixels):
-        top, left = i // columns * (height + 2), i % columns * (width + 2)
-        sheet[top : top + height, left : left + width] = image
-    file = io.BytesIO()
-    Image.fromarray(sheet).save(file, "PNG", optimize=True)
-    return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}">'
+    tiles = pixels(images)
+    missing = -len(tiles) % columns
+    tiles = np.concatenate([tiles, np.full((missing, *tiles.shape[1:]), 255, np.uint8)])
+    return image(montage(tiles.reshape(-1, columns, *tiles.shape[1:]), ground=255), alt=alt)
 
 
-def write_report(folder: Path, game: Game, teacher: Teacher, data: ImageSet) -> None:
-    """Writes report.html into a finished run's folder, from its records and its generator."""
-    records = read_records(folder / "records.jsonl")
+def write_report(folder: Path, game: Game, teacher: Teacher, data: ImageSet, *, interactive: bool = False) -> Path:
+    """Writes report.html into a finished run's folder, from its records and its generator; returns its path.
+
+    interactive: figures of plotly, which is then in the file, in place of SVG
+    """
+    history = as_history(read_records(folder / "records.jsonl"), len(data.classes))
     result = json.loads((folder / "result.json").read_text())
     config = json.loads((folder / "config.json").read_text())
-    labels = {
-        "teacher": "teacher P",
-        "plain": "plainly quantised (ranges from noise)",
-        "calibrated": "calibrated on G's images, untrained",
-        "student": "student Q after the last round",
-        "best": "best round (chosen on these images: not a result)",
-    }
     rows = "".join(
         f'<tr><td>{label}</td><td class="n">{result[key]:.2f} %</td><td>[{low:.2f}, {high:.2f}]</td></tr>'
-        for key, label in labels.items()
+        for key, label in LABELS.items()
         if result[key] is not None
         for low, high in [result["intervals"][key]]
     )
-    body = f"<table><tr><th></th><th>top-1</th><th>95 % interval</th></tr>{rows}</table>"
-    body += f'<p class="small">Measured on {html.escape(data.source)}; {result["rounds"]} rounds, {result["seconds"]:.0f} s, '
-    body += f"seed {result['seed']}.</p>"
-    figures = [
-        (accuracy_figure(records, result), "Error bars are 95 % intervals over the images, not over seeds."),
-        (band_figure(records), "G is penalised for samples below λ_l (Q cannot learn them) and above λ_u (nothing to learn)."),
-        (loss_figure(records), "Terms as weighted in the loss; smoothed over neighbouring rounds."),
-    ]
-    if (gains := gains_figure(records)) is not None:
-        figures.append(
-            (gains, "Positive: the move raised the disagreement of P and Q on this round's latents (Fig. 3 of the paper).")
-        )
-    for i, (fig, reading) in enumerate(figures):
-        body += f"<h2>{html.escape(fig.layout.title.text)}</h2>"
-        fig.update_layout(title=None)
-        body += fig.to_html(full_html=False, include_plotlyjs=i == 0, config={"displayModeBar": False}) + f"<p>{reading}</p>"
+    parts: list[Any] = [f"<table><tr><th></th><th>top-1</th><th>95 % interval</th></tr>{rows}</table>"]
+    parts.append(
+        f'<p class="small">Measured on {html.escape(data.source)}; {result["rounds"]} rounds, {result["seconds"]:.0f} s, '
+        f"seed {result['seed']}.</p>"
+    )
+    for title, panels, reading in _figures(history, result):
+        alt = f"{title}. {_words(panels)}"
+        size = (470, 300) if len(panels) > 1 else (700, 300)
+        drawn = plotly_figure(panels, alt=alt) if interactive else chart(panels, alt=alt, width=size[0], height=size[1])
+        parts += [f"<h2>{html.escape(title)}</h2>", drawn, f"<p>{typeset(reading)}</p>"]
     per_class, shown = 8, range(0, len(data.classes), -(-len(data.classes) // 100))  # ImageNet's 8,000 would fill the memory
     if math.prod(teacher.info.input_shape[1:]) > 2**14:
         per_class, shown = 4, shown[::10]
     names = {i: data.classes[i] for i in shown}
-    sheet = image_grid(
+    sheet = image_sheet(
         sample_images(game, teacher, per_class, tuple(shown)),
         per_class,
         f"generated images, one row for each of {tuple(names.values())}",
     )
-    body += f"<h2>What G made, a row for each class</h2>{sheet}<p>{html.escape(', '.join(names.values()))}.</p>"
-    body += f"<h2>The student</h2><pre>{html.escape(game.student.report())}</pre>"
-    body += f"<h2>The configuration</h2><pre>{html.escape(json.dumps(config, indent=1))}</pre>"
+    parts.append(f"<h2>What G made, a row for each class</h2>{sheet}<p>{html.escape(', '.join(names.values()))}.</p>")
+    parts.append(f"<h2>The student</h2><pre>{html.escape(game.student.report())}</pre>")
+    parts.append(f"<h2>The configuration</h2><pre>{html.escape(json.dumps(config, indent=1))}</pre>")
     title = f"{game.method.name}, {config['bits']}, {teacher.info.name}, seed {config['seed']}"
-    write_atomically(folder / "report.html", PAGE.format(title=html.escape(title), body=body).encode())
+    write_atomically(folder / "report.html", page(title, parts).encode())
+    return folder / "report.html"
+
+
+def _figures(history: History, result: Mapping[str, Any]) -> list[tuple[str, list[Panel], str]]:
+    """Title, panels and a sentence that reads them, for each figure of a report."""
+    made = [
+        (
+            "What the student gains",
+            _accuracy(history, result),
+            "Left: points are measurements on real images. Right: calibration sets the ranges of Q from G's images, learning "
+            "trains its weights on them. Intervals are 95 % over the images, not over seeds.",
+        ),
+        (
+            "Disagreement of the generated samples",
+            [h_prime_panel(history)],
+            "G is penalised for samples below λ_l (Q cannot learn them) and above λ_u (nothing to learn).",
+        ),
+        (
+            "What the players minimise",
+            terms_panels(history),
+            "Terms as weighted in the loss; long runs are averaged over equal stretches of rounds.",
+        ),
+    ]
+    if np.isfinite(history["gain_g"]).any():
+        reading = "Positive: the move raised the disagreement of P and Q on this round's latents (Fig. 3 of the paper)."
+        made.append(("The players' gains", [gains_panel(history, total=True)], reading))
+    return made
+
+
+def report(folder: Path, *, interactive: bool = False) -> Path:
+    """Writes the report of a finished run again, from its folder alone; raises UserError if there is no finished run."""
+    if not (folder / "result.json").exists():
+        raise UserError(f"{folder} holds no finished run; give the folder of one, as runs/NAME")
+    config = read_config(folder / "config.json")
+    teacher = load_teacher(config.teacher)
+    data = fitting_data(teacher, load_data(config.data or teacher.info.data, "test", stub=config.stub))
+    game = Game.resume(last_checkpoint(folder), teacher=teacher, device="cpu")
+    return write_report(folder, game, teacher, data, interactive=interactive)

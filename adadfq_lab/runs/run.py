@@ -91,10 +91,11 @@ def run(
     on_record: Callable[[Record], None] | None = None,
     quiet: bool = False,
     report: bool = True,
+    interactive: bool = False,
 ) -> Result:
     """Plays a whole run in `folder` and returns its result; `resume` continues from the folder's last checkpoint.
 
-    report: also write report.html
+    report: also write report.html; interactive: with plotly in it
     from_round: continue from the checkpoint of that round instead; what was played after it is played again
 
     Progress goes to standard error. Raises UserError where the folder cannot be written, is full, is in use, or holds another
@@ -120,7 +121,7 @@ def run(
         if report:
             from adadfq_lab.runs.report import write_report  # plotly is slow to import and only needed here
 
-            write_report(folder, game, teacher, data)
+            write_report(folder, game, teacher, data, interactive=interactive)
         return result
 
 

@@ -23,6 +23,7 @@ from adadfq_lab.errors import UserError
 from adadfq_lab.machine.files import write_atomically
 from adadfq_lab.machine.timing import duration
 from adadfq_lab.runs.config import RunConfig, read_config
+from adadfq_lab.views.pages import page
 
 LATELY = 200  # rounds that "now" is an average over
 BARS = "▁▂▃▄▅▆▇█"
@@ -181,15 +182,15 @@ class Watch:
         )
 
 
-def watch(folder: Path, *, every: float = 2.0, page: Path | None = None) -> Status:
-    """Draws the run in the terminal every so many seconds until it is finished, and writes the same to an HTML `page`."""
+def watch(folder: Path, *, every: float = 2.0, copy: Path | None = None) -> Status:
+    """Draws the run in the terminal every so many seconds until it is finished, and writes the same to the web page `copy`."""
     watched = Watch(folder)
     while True:
         status = watched.look()
         frame = status.frame(watched.title)
         print(("\x1b[H\x1b[J" if sys.stdout.isatty() else "") + frame, flush=True)
-        if page:
-            write_page(page, frame, every)
+        if copy:
+            write_page(copy, frame, every)
         if status.state == "finished":
             return status
         time.sleep(every)
@@ -197,8 +198,8 @@ def watch(folder: Path, *, every: float = 2.0, page: Path | None = None) -> Stat
 
 def write_page(path: Path, frame: str, every: float) -> None:
     """`frame` as a web page that loads itself again."""
-    text = f'<!doctype html><meta charset="utf-8"><meta http-equiv="refresh" content="{max(1, round(every))}">'
-    write_atomically(path, f"{text}<title>adadfq</title><pre style='font-size: 1.2rem'>{html.escape(frame)}</pre>\n".encode())
+    body = f'<pre style="font-size: 1.1rem">{html.escape(frame)}</pre>'
+    write_atomically(path, page("adadfq", [body], refresh=max(1, round(every))).encode())
 
 
 # To a tracker

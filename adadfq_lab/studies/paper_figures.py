@@ -21,7 +21,7 @@ from adadfq_lab.errors import UserError
 from adadfq_lab.game.history import Column, History
 from adadfq_lab.game.recordings import load_grid, load_recording, load_similarity
 from adadfq_lab.views.figures import bars, curves, grid_map, histograms, image_grid
-from adadfq_lab.views.style import page
+from adadfq_lab.views.pages import page
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,8 @@ from adadfq_lab.machine.files import write_atomically
 from adadfq_lab.machine.reading import read_bytes
 from adadfq_lab.methods.registry import every_method, make_method
 from adadfq_lab.runs.config import RunConfig, read_config
-from adadfq_lab.views.style import GREY, STUDENT, TEACHER, figure, page
+from adadfq_lab.views.pages import page
+from adadfq_lab.views.style import GREY, STUDENT, TEACHER, figure
 
 
 @dataclass(frozen=True)

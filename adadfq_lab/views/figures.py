@@ -1,29 +1,28 @@
 """The figures of the course, as pure functions from numbers to plotly figures: nothing is computed, kept or displayed here.
 
-Each takes tensors, arrays or lists, and gives a `go.Figure` with units on its axes and a description that says what is to be
-seen (`adadfq_lab.views.style.alt_text`). `lab.show(fig)` displays one; widgets and reports are built around the same functions.
-
-Pure plotly figures of notebooks 04 to 07: a grid over (lambda_l, lambda_u), and a bar for each row of a table.
+Each takes tensors, arrays or lists and returns a `go.Figure` with units on its axes and a description of what it shows
+(`adadfq_lab.views.style.alt_text`). `lab.show(fig)` displays one. Pictures of a game are panels of `game_panels`, as in the
+live figure and the report.
 """
 
-import base64
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 import torch
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image
 from torch import Tensor
 
 from adadfq_lab.data.accuracy import Accuracy
 from adadfq_lab.equations import Bounds
+from adadfq_lab.game.history import History, Record, Recorder
 from adadfq_lab.student import quantizer
 from adadfq_lab.views import style
-from adadfq_lab.views.game_panels import loss_curves as loss_curves
-from adadfq_lab.views.game_panels import training_curves as training_curves
+from adadfq_lab.views.game_panels import band_panel, describe_lines, h_prime_panel, terms_panels
+from adadfq_lab.views.images import data_url, montage, pixels, png
+from adadfq_lab.views.plotly_charts import plotly_figure
 
 Numbers = Tensor | ArrayLike
 Floats = NDArray[np.float64]
@@ -61,31 +60,53 @@ def probability_bars(probabilities: Mapping[str, Numbers], classes: Sequence[str
 # Populations of samples
 
 
-def split_by_band(h_prime: Numbers, bounds: Bounds) -> dict[str, Floats]:
-    """H' values below, inside and above the band; a value on a bound is outside, as in Eq. (10)."""
-    h = _array(h_prime).reshape(-1)
-    below, above = h <= bounds.lower, h >= bounds.upper
-    return {"below": h[below], "inside": h[~below & ~above], "above": h[above]}
-
-
 def entropy_histogram(h_prime: Numbers, bounds: Bounds, *, bins: int = 20, title: str = "Where the samples lie") -> go.Figure:
-    """Histogram of H' over [0, 1], coloured and hatched below, inside and above the band, with lambda_l and lambda_u drawn."""
-    groups = split_by_band(h_prime, bounds)
-    edges = np.linspace(0, 1, bins + 1)
-    shares = ", ".join(f"{len(values)} {name}" for name, values in groups.items())
-    alt = (
-        f"Histogram of H' of {sum(map(len, groups.values()))} samples, band {bounds.lower:g} to {bounds.upper:g}: {shares} it."
-    )
-    fig = style.figure(title, "H' (0: P and Q disagree most, 1: they agree)", "samples", alt=alt)
-    colours = {"below": style.BOUND_COLOUR["lower"], "inside": style.INSIDE, "above": style.BOUND_COLOUR["upper"]}
-    for name, values in groups.items():
-        counts, _ = np.histogram(values.clip(0, 1), edges)
-        centres = (edges[:-1] + edges[1:]) / 2
-        fig.add_bar(x=centres, y=counts, width=1 / bins, name=f"{name} ({len(values)})", marker={"color": colours[name]})
-        _hatch(fig, style.PATTERN[name])
-    shapes, annotations = style.band(bounds.lower, bounds.upper)
-    fig.update_xaxes(range=[-0.01, 1.01])
-    return fig.update_layout(barmode="stack", bargap=0, legend={"traceorder": "normal"}, shapes=shapes, annotations=annotations)
+    """Histogram of H' over [0, 1], coloured and hatched below, inside and above the band, with lambda_l and lambda_u drawn.
+
+    A value on a bound is outside the band, as in Eq. (10).
+    """
+    h = _array(h_prime).reshape(-1)
+    panel = band_panel(h.astype(np.float32), bounds, title, bins=bins)
+    counts = {"below": int((h <= bounds.lower).sum()), "above": int((h >= bounds.upper).sum())}
+    counts["inside"] = len(h) - sum(counts.values())
+    shares = ", ".join(f"{counts[name]} {name}" for name in ("below", "inside", "above"))
+    alt = f"Histogram of H' of {len(h)} samples, band {bounds.lower:g} to {bounds.upper:g}: {shares} it."
+    named = [replace(bars, name=f"{bars.name} ({counts[bars.name]})") for bars in panel.bars]
+    return plotly_figure([replace(panel, bars=named)], alt=alt)
+
+
+# The game
+
+
+def training_curves(
+    records: History | Iterable[Record], *, title: str = "The game, round by round", points: int = 60
+) -> go.Figure:
+    """Mean H' with the middle 80 % shaded, agreement of P and Q, and the bounds, over rounds.
+
+    points: the largest number of points of a line; longer games are averaged over equal stretches
+    """
+    history = _history(records)
+    last = f"H' {history['h_prime'][-1].mean():.2f}, agreement {100 * history['agreement'][-1]:.0f} %"
+    alt = f"H' and agreement over {len(history)} rounds, with the bounds; in the last round {last}."
+    panel = h_prime_panel(history, points, agreement=True)
+    return plotly_figure([replace(panel, title=title, rules=[])], alt=alt, height=380)
+
+
+def loss_curves(
+    records: History | Iterable[Record], *, title: str = "What the players minimise", points: int = 150
+) -> go.Figure:
+    """Every loss term of both players over rounds, at most `points` each: a panel a player, a colour and a dash a term."""
+    panels = terms_panels(_history(records), points)
+    return plotly_figure(panels, alt=f"{title}. {describe_lines(panels)}", height=380)
+
+
+def _history(records: History | Iterable[Record]) -> History:
+    if isinstance(records, History):
+        return records
+    recorder = Recorder()
+    for record in records:
+        recorder.add(record)
+    return recorder.history()
 
 
 def histograms(
@@ -153,23 +174,6 @@ def ends_of_the_band(groups: Mapping[str, tuple[Numbers, Numbers]], bounds: Boun
 # The quantizer
 
 
-def staircase(bits: int, low: float, high: float, *, points: int = 601) -> go.Figure:
-    """x against its fake-quantised value for `bits` bits over [low, high], with the identity: Eq. (18) as a picture."""
-    margin = 0.25 * (high - low)
-    x = torch.linspace(low - margin, high + margin, points, dtype=torch.float64)
-    scale, zero_point = quantizer.qparams(torch.tensor(low, dtype=x.dtype), torch.tensor(high, dtype=x.dtype), bits)
-    x_hat = quantizer.fake_quantize(x, scale, zero_point, bits)
-    alt = (
-        f"Staircase of {2**bits} levels, {float(scale):.3g} apart, from {float(x_hat.min()):.3g} to {float(x_hat.max()):.3g}; "
-        "beyond the range it is flat. The identity runs through the middle of its steps."
-    )
-    fig = style.figure(f"{bits} bits: {2**bits} levels", "x", "x̂ = (q - zero point) · scale", alt=alt)
-    at = _array(x)
-    fig.add_scatter(x=at, y=at, mode="lines", name="x̂ = x", line={"color": style.GREY, "dash": "dot"})
-    fig.add_scatter(x=at, y=_array(x_hat), mode="lines", name="quantised", line={"color": style.STUDENT, "shape": "hv"})
-    return fig
-
-
 def weights_on_grid(weights: Numbers, bits: int, *, title: str = "") -> go.Figure:
     """Histogram of weights that share one range, and the levels of the grid of `bits` bits over it as vertical lines."""
     w = torch.as_tensor(_array(weights).reshape(1, -1))
@@ -207,30 +211,21 @@ def accuracy_cliff(accuracies: Mapping[int, Accuracy], teacher: Accuracy) -> go.
 def image_grid(images: Tensor, columns: Sequence[str], *, rows: Sequence[str] = (), title: str, x: str, y: str) -> go.Figure:
     """Images (N, C, H, W) with values in [0, 1] in a grid, row by row, one column for each of `columns`; C is 1 or 3.
 
-    x and y say what columns and rows are. Raises ValueError where N is no multiple of the number of columns.
+    x and y say what columns and rows are. Raises ValueError if N is not a multiple of the number of columns.
     """
     n, channels, height, width = images.shape
     if n % len(columns) or channels not in (1, 3):
         raise ValueError(f"{n} images of {channels} channels do not fill columns of {len(columns)}; give 1 or 3 channels")
-    count = n // len(columns)
+    count, gap = n // len(columns), 2
     labels = list(rows) or [str(i + 1) for i in range(count)]
-    pixels = images.detach().cpu().clamp(0, 1).expand(-1, 3, -1, -1)
-    tiles = torch.ones(count, len(columns), 3, height + 2, width + 2)
-    tiles[..., 1:-1, 1:-1] = pixels.reshape(count, len(columns), 3, height, width)
-    sheet = tiles.permute(0, 3, 1, 4, 2).reshape(count * (height + 2), len(columns) * (width + 2), 3)
+    sheet = montage(pixels(images).reshape(count, len(columns), height, width, 3), gap, ground=255)
     alt = f"{title}: a grid of {n} images; columns ({x}): {', '.join(columns)}; rows ({y}): {', '.join(labels)}."
     fig = style.figure(title, x, y, alt=alt, height=110 + max(1, count) * 78)
-    fig.add_trace(go.Image(source=_png(sheet), hoverinfo="skip"))
+    fig.add_trace(go.Image(source=data_url(png(sheet)), hoverinfo="skip"))
     axis = {"showgrid": False, "showline": False, "ticks": "outside", "ticklen": 5, "tickcolor": style.CLEAR}
-    fig.update_xaxes(tickvals=[(i + 0.5) * (width + 2) for i in range(len(columns))], ticktext=list(columns), **axis)
-    fig.update_yaxes(tickvals=[(i + 0.5) * (height + 2) for i in range(count)], ticktext=labels, **axis)
+    fig.update_xaxes(tickvals=[i * (width + gap) + width / 2 for i in range(len(columns))], ticktext=list(columns), **axis)
+    fig.update_yaxes(tickvals=[i * (height + gap) + height / 2 for i in range(count)], ticktext=labels, **axis)
     return fig
-
-
-def _png(sheet: Tensor) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(sheet.mul(255).round().byte().numpy()).save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 # What P's batch norms remember

@@ -1,39 +1,47 @@
-"""What a live run draws: six panels of a `History`, as one FigureWidget, as one SVG, or not at all.
+"""Every picture of a game, as panels of a chart: what the live figure, the report, the notebooks and the gallery draw.
 
-`panels(history)` says once what is drawn; the two views only render it. A view is told to `publish` at most five times a
-second and sends at most POINTS points a line, less than 60 kB in all.
+    h_prime_panel   H' over rounds, with the middle 80 % of the samples and the bounds
+    band_panel      the histogram of H' over the band
+    losses_panel    both players' losses; `terms_panels` splits them into their terms
+    gains_panel     what each player's step does to the disagreement
+    entropy_panel   H_info over rounds
+    accuracy_panel  how often Q agrees with P, and is right; `steps_panel` compares calibration and learning
+
+`panels(history)` are the six of a live run. Long games are drawn as means of equal stretches of rounds (`history.thin`).
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
 
+from adadfq_lab.data.accuracy import Accuracy
 from adadfq_lab.equations import Bounds
-from adadfq_lab.game.history import Column, History, Record, Recorder, thin
-from adadfq_lab.views import style
-from adadfq_lab.views.charts import Bars, Line, Panel, Rule, chart
+from adadfq_lab.game.history import Column, History, thin
+from adadfq_lab.views.charts import Area, Bars, Line, Panel, Rule, chart
 from adadfq_lab.views.style import (
-    BOUND,
     BOUND_COLOUR,
     BOUND_DASH,
+    DASHES,
     GENERATOR,
     GREY,
     INSIDE,
+    OKABE_ITO,
     PATTERN,
     PLAYER,
     PLAYER_DASH,
+    SKY,
     STUDENT,
     TEACHER,
-    figure,
 )
 
-POINTS = 240
+POINTS = 120
+"""Largest number of points of a line."""
 BINS = 20
 COLUMNS = 2
+AGREE = "H′ (1: P and Q agree)"
+LETTER = {"generator": "G", "student": "Q"}
 
 
 def histogram(h_prime: Column, bounds: Bounds, bins: int = BINS) -> list[Bars]:
@@ -45,7 +53,7 @@ def histogram(h_prime: Column, bounds: Bounds, bins: int = BINS) -> list[Bars]:
     total = max(1, len(h_prime))
     made = []
     for name, chosen in sides.items():
-        counts, _ = np.histogram(h_prime[chosen], edges)
+        counts, _ = np.histogram(h_prime[chosen].clip(0, 1), edges)
         made.append(Bars(name, edges, 100 * counts / total, colors[name], PATTERN[name]))
     return made
 
@@ -56,90 +64,161 @@ def bound_rules(bounds: Bounds, axis: str = "x") -> list[Rule]:
     return [Rule(value, f"{name} {value:g}", BOUND_COLOUR[key], axis, BOUND_DASH[key]) for key, name, value in values]
 
 
+def marks(history: History, *, named: bool = True) -> list[Rule]:
+    """The last six changes of the bounds as vertical lines; only the newest is named: words would lie on each other."""
+    newest = history.marks[-1:]
+    return [Rule(m.round, m.text if named and m in newest else "", GREY, "x", "longdash") for m in history.marks[-6:]]
+
+
+def span(history: History) -> tuple[float, float]:
+    """The first and the last round, at least one apart."""
+    if not len(history):
+        return 0.0, 1.0
+    first, last = float(history["round"][0]), float(history["round"][-1])
+    return first, max(last, first + 1)
+
+
+def band_panel(h_prime: Column, bounds: Bounds, title: str, *, bins: int = BINS) -> Panel:
+    """The histogram of H' coloured by the band."""
+    bars, rules = histogram(h_prime, bounds, bins), bound_rules(bounds)
+    return Panel(title, AGREE, "samples [%]", bars=bars, rules=rules, x_range=(0, 1))
+
+
+def h_prime_panel(history: History, points: int = POINTS, *, agreement: bool = False) -> Panel:
+    """Mean H' and the middle 80 % of the samples of each round, with the bounds; with `agreement` also that of P and Q."""
+    rounds, h = thin(history["round"], points), history["h_prime"]
+    if len(history):
+        mean, low, high = h.mean(1), *np.quantile(h, (0.1, 0.9), axis=1).astype(np.float32)
+    else:
+        mean = low = high = rounds
+    drawn = [Line("mean H′", rounds, thin(mean, points), GENERATOR)]
+    if agreement:
+        drawn.append(Line("agreement of P and Q", rounds, thin(history["agreement"], points), STUDENT, PLAYER_DASH["Q"]))
+    drawn += [
+        Line(name, rounds, thin(history[key], points), BOUND_COLOUR[key], BOUND_DASH[key], step=True)
+        for name, key in (("λ_l", "lower"), ("λ_u", "upper"))
+    ]
+    middle = Area("middle 80 %", rounds, thin(low, points), thin(high, points), GENERATOR)
+    y = "H′, share of samples" if agreement else AGREE
+    title, rules, xs = "Disagreement against the band", marks(history), span(history)
+    return Panel(title, "round", y, drawn, rules=rules, x_range=xs, y_range=(0, 1), areas=[middle])
+
+
+def losses_panel(history: History, points: int = POINTS) -> Panel:
+    """The loss of either player; on a log axis unless one falls to 0 or below: G's is often a hundred times Q's."""
+    totals = {name: history.total(name) for name in LETTER}
+    log = len(history) > 0 and not any((loss <= 0).any() for loss in totals.values())
+    drawn = [
+        Line(letter, thin(history["round"], points), thin(totals[name], points), PLAYER[letter], PLAYER_DASH[letter])
+        for name, letter in LETTER.items()
+    ]
+    y = "loss (log scale)" if log else "loss"
+    return Panel("What the players minimise", "round", y, drawn, rules=marks(history), x_range=span(history), log=log)
+
+
+def terms_panels(history: History, points: int = POINTS) -> list[Panel]:
+    """A panel for each player that has a loss: its terms as weighted in it, each with a colour and a dash of its own.
+
+    Terms that are 0 at times have gaps on the log axis; the axis is linear if a term is ever negative.
+    """
+    made = []
+    for player, letter in LETTER.items():
+        terms = {name.partition(".")[2]: column for name, column in history.columns.items() if name.startswith(f"{player}.")}
+        if not terms:
+            continue
+        log = not any((column < 0).any() for column in terms.values())
+        drawn = [
+            Line(name, thin(history["round"], points), thin(column, points), OKABE_ITO[i % 8], DASHES[i % 6])
+            for i, (name, column) in enumerate(terms.items())
+        ]
+        y = "weighted term (log scale)" if log else "weighted term"
+        made.append(Panel(f"What {letter} minimises", "round", y, drawn, x_range=span(history), log=log))
+    return made
+
+
+def gains_panel(history: History, points: int = POINTS, *, total: bool = False) -> Panel:
+    """Δ_G and Δ_Q, and with `total` their sum, in the rounds in which they were measured: Fig. 3."""
+    known = np.isfinite(history["gain_g"])
+    rounds, g, q = (thin(history[name][known], points) for name in ("round", "gain_g", "gain_q"))
+    drawn = [Line(f"Δ_{p}", rounds, gain, PLAYER[p], PLAYER_DASH[p]) for p, gain in (("G", g), ("Q", q))]
+    drawn += [Line("sum", rounds, g + q, GREY, "longdash")] if total else []
+    rules = [Rule(0, "", GREY, "y", "dot"), *marks(history)]
+    return Panel("What a step does to the disagreement", "round", "gain [nats]", drawn, rules=rules, x_range=span(history))
+
+
+def entropy_panel(history: History, points: int = POINTS) -> Panel:
+    """Mean H_info below its largest value, log C."""
+    log_c = math.log(history.classes)
+    mean = history["entropy"].mean(1) if len(history) else history["round"]
+    drawn = [Line("mean H_info", thin(history["round"], points), thin(mean, points), GENERATOR, PLAYER_DASH["G"])]
+    rules = [Rule(log_c, "log C: full agreement", GREY, "y", "dot"), *marks(history, named=False)]
+    title, xs, ys = "Entropy of the disagreement", span(history), (0, log_c * 1.15)
+    return Panel(title, "round", "H_info [nats]", drawn, rules=rules, x_range=xs, y_range=ys)
+
+
+def accuracy_panel(history: History, points: int = POINTS, *, levels: Mapping[str, float] | None = None) -> Panel:
+    """How often Q agrees with P on generated images, and is right on real ones, with its interval if it was recorded.
+
+    levels: other accuracies [%] by name, drawn as horizontal lines: "P" and others
+    """
+    known = np.isfinite(history["test.accuracy"])
+    agreed = Line(
+        "agrees with P (generated)",
+        thin(history["round"], points),
+        thin(100 * history["agreement"], points),
+        PLAYER["G"],
+        PLAYER_DASH["G"],
+    )
+    rounds, top1, low, high = (
+        thin(history[name][known], points) for name in ("round", "test.accuracy", "test.low", "test.high")
+    )
+    right = Line("correct (real)", rounds, top1, PLAYER["Q"], dots=True)
+    if "test.low" in history.columns:
+        right = replace(right, low=low, high=high)
+    rules = [Rule(value, name, PLAYER.get(name, GREY), "y", "longdash") for name, value in (levels or {}).items()]
+    rules += marks(history)
+    title, xs, ys = "How often Q is right", span(history), (0, 105 if levels else 100)
+    return Panel(title, "round", "share [%]", [agreed, right], rules=rules, x_range=xs, y_range=ys)
+
+
+def steps_panel(steps: Mapping[str, Accuracy | None]) -> Panel:
+    """Top-1 after each step towards the student as bars with 95 % intervals; what calibration and what learning adds.
+
+    steps: "teacher", "plain", "calibrated", "student"; a step that was not measured is None and has no bar
+    """
+    looks = {
+        "plain": ("plain", GREY, ""),
+        "calibrated": ("+ calibration", SKY, "/"),
+        "student": ("+ learning", STUDENT, "\\"),
+        "teacher": ("teacher P", TEACHER, ""),
+    }
+    measured = {key: found for key in looks if (found := steps.get(key)) is not None}
+    drawn, before = [], None
+    for i, (key, found) in enumerate(measured.items()):
+        color, hatch = looks[key][1:]
+        change = f" ({found.top1 - before:+.1f})" if before is not None and key != "teacher" else ""
+        one = np.arange(len(measured)) == i
+        words = ["" if not here else f"{found.top1:.1f}{change}" for here in one]
+        low, high = np.where(one, found.low, np.nan), np.where(one, found.high, np.nan)
+        edges = np.arange(len(measured) + 1) - 0.5
+        drawn.append(Bars("", edges, np.where(one, found.top1, 0.0), color, hatch, low, high, words))
+        before = found.top1
+    names = [looks[key][0] for key in measured]
+    title = "Where the accuracy comes from"
+    return Panel(title, "step", "top-1 accuracy [%]", bars=drawn, x_names=names, y_range=(0, 115))
+
+
 def panels(history: History, points: int = POINTS) -> list[Panel]:
     """The six panels of a run; their number and that of their lines never changes."""
-    empty = len(history) == 0
-    rounds = thin(history["round"], points)
-    bounds = Bounds() if empty else history.bounds()
-    log_c = math.log(history.classes)
-    mean_h = history["h_prime"].mean(1) if not empty else history["round"]
-    mean_entropy = history["entropy"].mean(1) if not empty else history["round"]
-
-    def line(name: str, column: Column, color: str, dash: str = "solid", *, dots: bool = False, step: bool = False) -> Line:
-        return Line(name, rounds, thin(column, points), color, dash, dots, step)
-
-    def player(name: str, player: str, column: Column) -> Line:
-        return line(name, column, PLAYER[player], PLAYER_DASH[player])
-
-    last = float(history["round"][-1]) if not empty else 1.0
-    first = float(history["round"][0]) if not empty else 0.0
-    span = (first, max(last, first + 1))
-    newest = history.marks[-1:]  # only the newest is named: the words of several would lie on each other
-    marks = [Rule(mark.round, "" if mark not in newest else mark.text, GREY, "x", "longdash") for mark in history.marks[-6:]]
+    bounds = history.bounds() if len(history) else Bounds()
     samples = history.last_samples()
-    losses = [history.total("generator"), history.total("student")]
-    log = not empty and not any((loss <= 0).any() for loss in losses)  # G's is often a hundred times Q's
-    accuracy = history["test.accuracy"]
     return [
-        Panel(
-            "Disagreement against the band",
-            "round",
-            "H′ (1: P and Q agree)",
-            [
-                line("mean H′", mean_h, PLAYER["G"]),
-                line("λ_l", history["lower"], BOUND_COLOUR["lower"], BOUND_DASH["lower"], step=True),
-                line("λ_u", history["upper"], BOUND_COLOUR["upper"], BOUND_DASH["upper"], step=True),
-            ],
-            rules=marks,
-            x_range=span,
-            y_range=(0, 1),
-        ),
-        Panel(
-            f"H′ of the last {len(samples)} samples",
-            "H′ (1: P and Q agree)",
-            "samples [%]",
-            bars=histogram(samples, bounds),
-            rules=bound_rules(bounds),
-            x_range=(0, 1),
-        ),
-        Panel(
-            "What the players minimise",
-            "round",
-            "loss (log scale)" if log else "loss",
-            [player("G", "G", losses[0]), player("Q", "Q", losses[1])],
-            rules=marks,
-            x_range=span,
-            log=log,
-        ),
-        Panel(
-            "What a step does to the disagreement",
-            "round",
-            "gain [nats]",
-            [player("Δ_G", "G", history["gain_g"]), player("Δ_Q", "Q", history["gain_q"])],
-            rules=[Rule(0, "", GREY, "y", "dot"), *marks],
-            x_range=span,
-        ),
-        Panel(
-            "Entropy of the disagreement",
-            "round",
-            "H_info [nats]",
-            [player("mean H_info", "G", mean_entropy)],
-            rules=[Rule(log_c, "log C: full agreement", GREY, "y", "dot"), *(replace(mark, text="") for mark in marks)],
-            x_range=span,
-            y_range=(0, log_c * 1.15),
-        ),
-        Panel(
-            "How often Q is right",
-            "round",
-            "share [%]",
-            [
-                line("agrees with P (generated)", 100 * history["agreement"], PLAYER["G"], "dot"),
-                line("correct (real)", accuracy, PLAYER["Q"], "solid", dots=True),
-            ],
-            rules=marks,
-            x_range=span,
-            y_range=(0, 100),
-        ),
+        h_prime_panel(history, points),
+        band_panel(samples, bounds, f"H′ of the last {len(samples)} samples"),
+        losses_panel(history, points),
+        gains_panel(history, points),
+        entropy_panel(history, points),
+        accuracy_panel(history, points),
     ]
 
 
@@ -158,145 +237,22 @@ def describe(history: History) -> str:
     )
 
 
-def svg(history: History, points: int = 120) -> str:
+def describe_lines(panels: Sequence[Panel]) -> str:
+    """What the lines of `panels` end at, in a sentence a panel."""
+    sentences = []
+    for panel in panels:
+        ends = [(line.name, np.asarray(line.y, np.float64)) for line in panel.lines]
+        words = [f"{name} ends at {y[np.isfinite(y)][-1]:.3g}" for name, y in ends if np.isfinite(y).any()]
+        sentences.append(f"{panel.title}: {', '.join(words) or 'nothing was measured'}.")
+    return " ".join(sentences)
+
+
+def describe_bars(panel: Panel) -> str:
+    """The bars of a panel with names below them, in a sentence."""
+    words = [(name, word) for bars in panel.bars for name, word in zip(panel.x_names, bars.words, strict=True) if word]
+    return f"{panel.title}: {', '.join(f'{name} {word}' for name, word in words)}."
+
+
+def svg(history: History, points: int = POINTS) -> str:
     """The six panels as one SVG."""
     return chart(panels(history, points), alt=describe(history), columns=COLUMNS, width=440, height=225)
-
-
-# The game
-
-
-def training_curves(
-    records: History | Iterable[Record], *, title: str = "The game, round by round", points: int = 60
-) -> go.Figure:
-    """Mean H' with the middle 80 % shaded, agreement of P and Q, and the bounds, over rounds.
-
-    points: at most so many; longer games are averaged over equal stretches
-    """
-    history = records if isinstance(records, History) else _history(records)
-    h = history["h_prime"]
-    columns = (history["round"], h.mean(axis=1), *np.quantile(h, (0.1, 0.9), axis=1), history["agreement"])
-    rounds, mean, low, high, agreed = (thin(np.asarray(column, np.float32), points) for column in columns)
-    last = f"H' {h[-1].mean():.2f}, agreement {100 * history['agreement'][-1]:.0f} %"
-    alt = f"H' and agreement over {len(history)} rounds, with the bounds; in the last round {last}."
-    fig = style.figure(title, "round", "H', share of samples [0 to 1]", alt=alt, height=380)
-    fig.add_scatter(x=rounds, y=low, mode="lines", line={"width": 0}, showlegend=False, hoverinfo="skip")
-    shade = {"fill": "tonexty", "fillcolor": "rgba(0,158,115,0.2)", "line": {"width": 0}}
-    fig.add_scatter(x=rounds, y=high, mode="lines", name="middle 80 % of H'", hoverinfo="skip", **shade)
-    fig.add_scatter(x=rounds, y=mean, mode="lines", name="mean H'", line={"color": style.GENERATOR})
-    fig.add_scatter(x=rounds, y=agreed, mode="lines", name="agreement of P and Q", line=style.line("Q"))
-    for name in ("lower", "upper"):
-        pen = {"color": style.BOUND_COLOUR[name], "dash": style.BOUND_DASH[name], "shape": "hv"}
-        fig.add_scatter(x=history["round"], y=history[name], mode="lines", name=style.BOUND_NAME[name], line=pen)
-    fig.update_yaxes(range=[0, 1.02])
-    return fig
-
-
-def loss_curves(
-    records: History | Iterable[Record], *, title: str = "What the players minimise", points: int = 150
-) -> go.Figure:
-    """Every loss term of both players over rounds, logarithmic, at most `points` each; colours tell players, dashes terms."""
-    history = records if isinstance(records, History) else _history(records)
-    names = [name for name in history.columns if name.startswith(("generator.", "student."))]
-    alt = "Loss terms over rounds: " + ", ".join(f"{n} ends at {history[n][-1]:.3g}" for n in names) + "."
-    fig = style.figure(title, "round", "weighted loss term (log scale)", alt=alt)
-    for name in names:
-        player, term = name.split(".")
-        same = [other for other in names if other.startswith(player)]
-        letter = "G" if player == "generator" else "Q"
-        pen = {"color": style.PLAYER[letter], "dash": style.DASHES[same.index(name) % 6]}
-        x, y = thin(history["round"], points), thin(history[name].clip(1e-6), points)
-        fig.add_scatter(x=x, y=y, mode="lines", name=f"{letter}: {term}", line=pen)
-    fig.update_yaxes(type="log")
-    return fig
-
-
-def _history(records: Iterable[Record]) -> History:
-    recorder = Recorder()
-    for record in records:
-        recorder.add(record)
-    return recorder.history()
-
-
-def smooth(values: np.ndarray, width: int) -> np.ndarray:
-    """Centred running mean over `width` rounds; shorter at either end. Missing values are left out of it."""
-    kernel = np.ones(max(1, min(width, len(values))))
-    known = np.isfinite(values)
-    total = np.convolve(np.where(known, values, 0.0), kernel, "same")
-    count = np.convolve(known.astype(float), kernel, "same")
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
-
-
-def _column(records: list[dict[str, Any]], name: str) -> np.ndarray:
-    return np.array([record.get(name, np.nan) for record in records], dtype=float)
-
-
-def _thin(count: int, most: int = 1000) -> np.ndarray:
-    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(int))
-
-
-def band_figure(records: list[dict[str, Any]]) -> go.Figure:
-    """H' of the samples of each round between lambda_l and lambda_u: median, and the range of the middle 80 %."""
-    h = np.array([np.quantile(record["h_prime"], [0.1, 0.5, 0.9]) for record in records])
-    width = max(1, len(records) // 60)
-    low, middle, high = (smooth(h[:, i], width) for i in range(3))
-    keep = _thin(len(records))
-    rounds = _column(records, "round")[keep]
-    fig = figure("Disagreement of the generated samples", "round", "H' (1: P and Q agree)")
-    fig.add_scatter(x=rounds, y=low[keep], mode="lines", line={"width": 0}, showlegend=False, hoverinfo="skip")
-    fig.add_scatter(x=rounds, y=high[keep], fill="tonexty", mode="lines", line={"width": 0}, name="middle 80 %")
-    fig.data[-1].fillcolor = "rgba(0,158,115,0.2)"
-    fig.add_scatter(x=rounds, y=middle[keep], mode="lines", line={"color": GENERATOR, "width": 2}, name="median H'")
-    for name, key in (("λ_l", "lower"), ("λ_u", "upper")):
-        line = {"color": BOUND_COLOUR[key], "dash": BOUND_DASH[key]}
-        fig.add_scatter(x=rounds, y=_column(records, key)[keep], mode="lines", line=line, name=name)
-    fig.update_yaxes(range=[0, 1.02])
-    return fig
-
-
-def loss_figure(records: list[dict[str, Any]]) -> go.Figure:
-    """Every loss term of both players, smoothed, on a logarithmic axis; a linear one where a term is negative, as with ZAQ."""
-    names = list(dict.fromkeys(name for record in records for name in record if name.startswith(("generator.", "student."))))
-    columns = {name: _column(records, name) for name in names}
-    log = not any((column < 0).any() for column in columns.values())
-    fig = figure("What the players minimise", "round", f"weighted loss term{' (log scale)' if log else ''}")
-    keep, dashes = _thin(len(records)), ("solid", "dash", "dot", "dashdot", "longdash")
-    rounds = _column(records, "round")[keep]
-    for i, (name, column) in enumerate(columns.items()):
-        player, term = name.split(".")
-        values = smooth(column, max(1, len(records) // 60))[keep]
-        colour = GENERATOR if player == "generator" else STUDENT
-        label = f"{'G' if player == 'generator' else 'Q'}: {term}"
-        values = np.maximum(values, 1e-5) if log else values
-        fig.add_scatter(x=rounds, y=values, mode="lines", name=label, line={"color": colour, "dash": dashes[i % 5]})
-    fig.update_yaxes(type="log" if log else "linear")
-    return fig
-
-
-def accuracy_figure(records: list[dict[str, Any]], result: dict[str, Any]) -> go.Figure:
-    """Accuracy of the student where it was measured, between the teacher's and the plainly quantised student's."""
-    fig = figure("What the student gains", "round", "top-1 accuracy (%)")
-    points = [(r["round"] + 1, r[k]) for r in records for k in ("calibrated", "accuracy") if k in r]
-    last = records[-1]["round"] + 1
-    for name, key, colour, dash in (("teacher P", "teacher", TEACHER, "solid"), ("plainly quantised", "plain", BOUND, "dot")):
-        fig.add_scatter(x=[0, last], y=[result[key]] * 2, mode="lines", name=name, line={"color": colour, "dash": dash})
-    x, y = [p[0] for p in points], [p[1]["top1"] for p in points]
-    error = {"array": [p[1]["high"] - p[1]["top1"] for p in points], "arrayminus": [p[1]["top1"] - p[1]["low"] for p in points]}
-    fig.add_scatter(x=x, y=y, mode="lines+markers", name="student Q", line={"color": STUDENT}, error_y=error)
-    return fig
-
-
-def gains_figure(records: list[dict[str, Any]]) -> go.Figure | None:
-    """The players' gains Δ_G and Δ_Q and their sum, as in Fig. 3; None where none were measured."""
-    found = [r for r in records if "gain_g" in r and r["phase"] == "play"]
-    if not found:
-        return None
-    fig = figure("The players' gains", "round", "change of disagreement in one move (nats)")
-    rounds, g, q = (np.array([r[k] for r in found]) for k in ("round", "gain_g", "gain_q"))
-    for values, name, colour, dash in (
-        (g, "Δ_G", GENERATOR, "solid"),
-        (q, "Δ_Q", STUDENT, "solid"),
-        (g + q, "sum", BOUND, "dot"),
-    ):
-        fig.add_scatter(x=rounds, y=values, mode="lines", name=name, line={"color": colour, "dash": dash})
-    return fig

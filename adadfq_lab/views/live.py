@@ -7,10 +7,13 @@
 
 One thread plays and, at most five times a second, draws. A button only sets a flag that the thread looks at between two rounds,
 so it never matters on which thread a front end delivers the click. An error in the thread stands in the status line and is
-raised again by `wait()` and `then()`. One run plays at a time: starting a second one, or the same cell again, stops the first
-and takes its figure off the page.
+raised again by `wait()` and `then()`. One run plays at a time: starting a second one, or the same cell again, stops the first.
 
-Where nobody can click (no kernel, fast mode, backend "none") `start` plays to the end before it returns.
+While the run plays, the page shows widgets. When it is over, the status and the last picture become ordinary output, which
+stays in the saved notebook and in every conversion of it.
+
+`start` plays to the end before it returns if nobody can click: without a kernel, in fast mode, with the backend "none", and
+with ADADFQ_LAB_WAIT=1, which is for notebooks that are executed without a front end (`nbconvert --execute`).
 """
 
 import threading
@@ -27,14 +30,21 @@ from adadfq_lab.errors import UserError
 from adadfq_lab.game.game import Game
 from adadfq_lab.game.history import History, Recorder
 from adadfq_lab.game.probing import probe
-from adadfq_lab.machine.environment import Backend, fast, in_kernel, live_backend
+from adadfq_lab.machine.environment import Backend, fast, in_kernel, live_backend, waits
 from adadfq_lab.machine.memory import release_freed_memory
-from adadfq_lab.views.renderers import View, make_view
+from adadfq_lab.views.axes import typeset
+from adadfq_lab.views.renderers import Bundle, Shown, View, html_widget, make_view
 
 State = Literal["new", "running", "paused", "stopped", "finished", "failed"]
 INTERVAL = 0.2
 """Seconds between two updates of what is drawn: five a second."""
 FAST_ROUNDS = 6
+GONE = (
+    "<style>.adadfq-gone,.jupyter-widgets-disconnected .adadfq-alive,.jupyter-widgets-disconnected.adadfq-alive{display:none}"
+    ".jupyter-widgets-disconnected .adadfq-gone{display:inline}</style>"
+    '<span class="adadfq-gone">The kernel of this run is gone; run the cell again.</span>'
+)
+"""Shown in place of "running" by a page that has lost the kernel: a restarted kernel cannot say so itself."""
 BUTTONS = (("start", "play"), ("pause", "pause"), ("resume", "forward"), ("stop", "stop"))
 
 _current: "LiveRun | None" = None
@@ -45,7 +55,7 @@ class LiveRun:
     """`rounds` rounds of `game` in a background thread, drawn while they are played.
 
     data:           real images to measure Q on, if any; before round 1, every `evaluate_every` rounds, and at the end
-    backend:        "widget", "svg" or "none"; None for `environment.live_backend()`
+    backend:        "svg", "widget" (plotly) or "none"; None for `environment.live_backend()`
     blocking:       whether `start` waits for the end; None: where nobody can click
     on_publish:     functions of the History, called whenever the figure is redrawn, on the run's thread
 
@@ -67,7 +77,8 @@ class LiveRun:
         self.game, self.data, self.evaluate_every = game, data, max(1, evaluate_every)
         self.rounds = min(rounds, FAST_ROUNDS) if fast() else rounds
         self.backend: Backend = backend or live_backend()
-        self.blocking = (fast() or self.backend == "none" or not in_kernel()) if blocking is None else blocking
+        alone = fast() or waits() or self.backend == "none" or not in_kernel()
+        self.blocking = alone if blocking is None else blocking
         self.on_publish: list[Callable[[History], None]] = []
         self.error: BaseException | None = None
         self.state: State = "new"
@@ -79,7 +90,7 @@ class LiveRun:
         self._lock = threading.Lock()
         self._published = -1.0
         self._view: View = make_view(self.backend)
-        self._controls: Any = None
+        self._controls: Shown | None = None
         self._buttons: dict[str, Any] = {}
         self._status: Any = None
 
@@ -93,7 +104,6 @@ class LiveRun:
             if before is not None and before is not self:
                 before.stop("stopped: another run was started")
                 before._join()
-                before._view.close()  # its figure carries 5 MB of JavaScript into the saved notebook
             if self._thread is not None:
                 return self
             self.state = "running"
@@ -142,17 +152,22 @@ class LiveRun:
     def wait(self, timeout: float | None = None) -> History:
         """Waits for the end of the run and returns its history; raises what went wrong in its thread.
 
-        While a cell waits, a front end's buttons wait too: in a notebook `then` is better. Raises UserError for a run that was
-        not started or is paused, and TimeoutError after `timeout` seconds.
+        While a cell waits, a front end's buttons wait too: in a notebook `then` is better. Interrupting the wait stops the run.
+        Raises UserError for a run that was not started or is paused, and TimeoutError after `timeout` seconds.
         """
         if self._thread is None:
             raise UserError("this run was not started; call start()")
         deadline = None if timeout is None else time.monotonic() + timeout
-        while not self._over.wait(0.05):
-            if self.state == "paused" and not self._go.is_set():
-                raise UserError("this run is paused; press Resume or call resume()")
-            if deadline is not None and time.monotonic() > deadline:
-                raise TimeoutError(f"the run is not over after {timeout:g} s")
+        try:
+            while not self._over.wait(0.05):
+                if self.state == "paused" and not self._go.is_set():
+                    raise UserError("this run is paused; press Resume or call resume()")
+                if deadline is not None and time.monotonic() > deadline:
+                    raise TimeoutError(f"the run is not over after {timeout:g} s")
+        except KeyboardInterrupt:
+            self.stop("stopped: interrupted")
+            self._join()
+            raise
         self._join()
         if self.error is not None:
             raise self.error
@@ -213,6 +228,9 @@ class LiveRun:
         release_freed_memory()
         try:
             self._publish(force=True)
+            self._view.finish(self.history)
+            if self._controls is not None:
+                self._controls.replace(self._status_bundle())
         except Exception as error:  # a figure that cannot be drawn must not hang whoever waits for the run
             self.error, self.state = self.error or error, "failed"
         with self._lock:
@@ -246,26 +264,41 @@ class LiveRun:
     def _show_state(self, history: History) -> None:
         if self._status is None:
             return
-        self._status.value = f'<span role="status" aria-live="polite">{escape(self.status())}</span>'
+        self._status.value = (
+            GONE + f'<span role="status" aria-live="polite" class="adadfq-alive">{typeset(self.status())}</span>'
+        )
         usable = {"start": self.state == "new", "pause": self.state == "running"}
         usable |= {"resume": self.state == "paused", "stop": self.running}
         for name, button in self._buttons.items():
             if button.disabled == usable[name]:
                 button.disabled = not usable[name]
 
+    def _status_bundle(self) -> Bundle:
+        return {"text/html": f'<span role="status">{typeset(self.status())}</span>', "text/plain": self.status()}
+
     @property
     def controls(self) -> Any:
-        """The buttons and the status line, an ipywidgets box."""
+        """The buttons and the status line, an ipywidgets box; None if ipywidgets is not installed."""
+        return self._made_controls().widget
+
+    def _made_controls(self) -> Shown:
         if self._controls is None:
+            self._status = html_widget()
+            if self._status is None:
+                self._controls = Shown(None, self._status_bundle())
+                return self._controls
             widgets: Any = import_module("ipywidgets")
             actions = {"start": self.start, "pause": self.pause, "resume": self.resume, "stop": self.stop}
             for name, icon in BUTTONS:
                 button = widgets.Button(description=name.capitalize(), icon=icon, layout={"width": "100px"})
                 button.on_click(lambda _, name=name: actions[name]())
                 self._buttons[name] = button
-            self._status = widgets.HTML()
-            self._controls = widgets.VBox([widgets.HBox(list(self._buttons.values())), self._status])
+            row = widgets.HBox(list(self._buttons.values()), layout={"flex_flow": "row wrap"})
+            row.add_class("adadfq-alive")
+            self._controls = Shown(widgets.VBox([row, self._status]))
             self._show_state(self.history)
+            if self._over.is_set():
+                self._controls.plain = self._status_bundle()
         return self._controls
 
     @property
@@ -277,16 +310,21 @@ class LiveRun:
         if self.backend == "none" or not in_kernel():
             print(self.status())
             return
-        import_module("IPython.display").display(self.controls)
+        self._made_controls().display()
         self._view.display()
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Bundle:
+        """Status and picture as they are now, for whatever shows an object without running its display."""
+        now, drawn = self._status_bundle(), self._view.bundle()
+        return {kind: "\n".join(part[kind] for part in (now, drawn) if kind in part) for kind in now}
 
     def close(self) -> None:
         """Stops the run and takes its widgets off the page."""
         self.stop()
         self._join()
         self._view.close()
-        if self._controls is not None:
-            self._controls.close()
+        if self._controls is not None and self._controls.widget is not None:
+            self._controls.widget.close()
 
 
 class Late:
@@ -294,18 +332,29 @@ class Late:
 
     def __init__(self) -> None:
         self.text = "<p><em>… this is filled in when the run is over</em></p>"
-        self._widget: Any = None
+        self._shown: Shown | None = None
+        self._lock = threading.Lock()
+        self._filled = False
 
     def fill(self, text: str) -> None:
-        self.text = text
-        if self._widget is not None:
-            self._widget.value = text
+        with self._lock:
+            self.text, self._filled = text, True
+            if self._shown is not None:
+                if self._shown.widget is not None:
+                    self._shown.widget.value = text
+                self._shown.replace(self._bundle())
+
+    def _bundle(self) -> Bundle:
+        return {"text/html": self.text, "text/plain": self.text}
 
     def _ipython_display_(self) -> None:
         if not in_kernel():
             print(self.text)
             return
-        if self._widget is None:
-            self._widget = import_module("ipywidgets").HTML()
-            self._widget.value = self.text  # only now: the other thread may have filled it in meanwhile
-        import_module("IPython.display").display(self._widget)
+        with self._lock:
+            if self._shown is None:
+                widget = None if self._filled else html_widget()
+                self._shown = Shown(widget, self._bundle() if widget is None else None)
+                if widget is not None:
+                    widget.value = self.text
+            self._shown.display()

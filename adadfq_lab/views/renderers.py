@@ -1,18 +1,30 @@
-"""How a live figure reaches the page: as a plotly widget, as SVG, or not at all. What it shows is `game_panels`."""
+"""How a live figure reaches the page: as SVG, as a plotly widget, or not at all. What it shows is `game_panels`.
 
+What changes on a page is an ipywidget: every page follows it, also one that was reloaded or opened as a second tab. When the
+run is over the widget is replaced by ordinary output (`Shown.replace`), which stays in the saved notebook without a kernel.
+"""
+
+import threading
+import time
 from functools import cached_property
+from html import escape
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, Protocol
 
-import numpy as np
+from adadfq_lab.game.history import History
+from adadfq_lab.views.axes import typeset
+from adadfq_lab.views.charts import Panel, standing_alone
+from adadfq_lab.views.game_panels import COLUMNS, describe, panels, svg
+from adadfq_lab.views.images import data_url
+from adadfq_lab.views.plotly_charts import axis, plotly_figure, rules, traces
+from adadfq_lab.views.style import TEXT, import_renderers
 
-from adadfq_lab.game.history import Column, History
-from adadfq_lab.views.charts import Line, Panel, Rule
-from adadfq_lab.views.game_panels import COLUMNS, panels, svg
-from adadfq_lab.views.style import TEMPLATE, TEXT, import_renderers
-
-WIDTH = 900
+WIDTH = 820
 """Of the FigureWidget, in pixels: in a notebook's output plotly does not fill the width by itself."""
+PATIENCE = 6.0
+"""Seconds without an answer from the page after which the FigureWidget is replaced by SVG."""
+Bundle = dict[str, Any]
 
 
 def _ipython() -> Any:
@@ -20,139 +32,219 @@ def _ipython() -> Any:
     return import_module("IPython.display")
 
 
+def html_widget() -> Any:
+    """An empty `ipywidgets.HTML` as wide as the page; None if ipywidgets is not installed."""
+    return import_module("ipywidgets").HTML(layout={"width": "100%"}) if find_spec("ipywidgets") else None
+
+
+def picture(drawn: str, words: str) -> Bundle:
+    """A chart as ordinary output that needs neither kernel nor JavaScript.
+
+    An image by address and not inline SVG, which JupyterLab removes from notebooks that it does not trust.
+    """
+    content = standing_alone(drawn, TEXT).encode()
+    style = "width:100%;max-width:880px"
+    image = f'<img alt="{escape(words)}" style="{style}" src="{data_url(content, "image/svg+xml")}">'
+    return {"text/html": image, "text/plain": f"[figure] {words}"}
+
+
+class Shown:
+    """A widget on the page, as often as it was displayed, until ordinary output takes its place.
+
+    Without a widget the output is there from the beginning and changed in place.
+    """
+
+    def __init__(self, widget: Any, plain: Bundle | None = None) -> None:
+        self.widget = widget
+        self.plain = plain
+        """What is displayed instead of the widget; None as long as the widget is to be seen."""
+        self._lock = threading.Lock()
+        self._handles: list[Any] = []
+
+    def display(self) -> None:
+        """Shows the widget, or what replaced it, in the cell that runs."""
+        with self._lock:
+            bundle = self.plain
+            if bundle is None:
+                view = {"version_major": 2, "version_minor": 0, "model_id": self.widget.model_id}
+                bundle = {"application/vnd.jupyter.widget-view+json": view, "text/plain": "a live run"}
+            self._handles.append(_ipython().display(bundle, raw=True, display_id=True))
+
+    def replace(self, bundle: Bundle) -> None:
+        """Puts ordinary output in the place of the widget, from any thread.
+
+        The widget itself stays: a page that was reloaded in the meantime is not told of the replacement.
+        """
+        with self._lock:
+            self.plain = bundle
+            for handle in self._handles:
+                if handle is not None:  # outside a kernel
+                    handle.update(bundle, raw=True)
+
+
 class View(Protocol):
-    """Something that shows a run: `publish` gets what happened so far; `widget` is what a notebook displays, if anything."""
+    """Something that shows a run.
+
+    publish: takes what happened so far
+    display: puts the view on the page, in the cell that runs; twice shows it twice
+    finish:  takes the whole run; from then on the picture is ordinary output
+    bundle:  the picture as it is now, as a mimebundle
+    """
 
     def publish(self, history: History) -> None: ...
     def display(self) -> None: ...
+    def finish(self, history: History) -> None: ...
+    def bundle(self) -> Bundle: ...
     def close(self) -> None: ...
 
 
+class SvgView:
+    """The panels as one SVG in an `ipywidgets.HTML`; without ipywidgets, as ordinary output that is changed in place."""
+
+    def __init__(self) -> None:
+        self.latest, self.words = svg(History()), describe(History())
+        self.over = False
+        self._lock = threading.Lock()
+        self._shown: Shown | None = None
+
+    @property
+    def widget(self) -> Any:
+        """The `ipywidgets.HTML` on the page, made when it is first asked for; None if ipywidgets is not installed."""
+        return self._place().widget
+
+    def _place(self) -> Shown:
+        with self._lock:
+            if self._shown is None:
+                widget = None if self.over else html_widget()
+                self._shown = Shown(widget, self.bundle() if widget is None else None)
+                if widget is not None:
+                    widget.value = self.latest
+            return self._shown
+
+    def bundle(self) -> Bundle:
+        return picture(self.latest, self.words)
+
+    def publish(self, history: History) -> None:
+        drawn, words = svg(history), describe(history)
+        with self._lock:
+            self.latest, self.words = drawn, words
+            if self._shown is None:
+                return
+            if self._shown.widget is not None:
+                self._shown.widget.value = drawn
+            else:
+                self._shown.replace(self.bundle())
+
+    def finish(self, history: History) -> None:
+        self.publish(history)
+        with self._lock:
+            self.over = True
+            if self._shown is not None:
+                self._shown.replace(self.bundle())
+
+    def display(self) -> None:
+        self._place().display()
+
+    def close(self) -> None:
+        if self._shown is not None and self._shown.widget is not None:
+            self._shown.widget.close()
+
+
 class FigureView:
-    """The panels as one FigureWidget. Each publish changes it in one batch.
+    """The panels as one plotly FigureWidget, changed in one batch by each publish.
+
+    A page answers what it has drawn. If none does for some seconds, an SVG takes the place of the widget. The last picture is
+    also ordinary output, folded, below the widget.
 
     The figure is made when it is first asked for: JupyterLab shows one that was made in an earlier cell than the one that
     displays it as an empty chart, once another plotly figure is on the page.
     """
 
-    titles: list[dict[str, Any]]
+    def __init__(self) -> None:
+        self.fallback = SvgView()
+        self.fallen = False
+        self._box: Any = None
+        self._below = Shown(None, {"text/html": "", "text/plain": ""})
+        self._silent: float | None = None
 
     @cached_property
     def figure(self) -> Any:
         import plotly.graph_objects as go
-        from plotly.subplots import make_subplots
 
         import_renderers()
-        made = panels(History())
-        rows = -(-len(made) // COLUMNS)
-        titles = [panel.title for panel in made]
-        base = make_subplots(rows, COLUMNS, subplot_titles=titles, horizontal_spacing=0.11, vertical_spacing=0.125)
-        for i, panel in enumerate(made):
-            at = {"row": i // COLUMNS + 1, "col": i % COLUMNS + 1}
-            for trace in _traces(panel):
-                base.add_trace(trace, **at)
-            base.update_xaxes(title={"text": panel.x, "standoff": 4}, range=panel.x_range, **at)
-            base.update_yaxes(title={"text": panel.y, "standoff": 6}, range=panel.y_range, type="linear", **at)
-        base.update_layout(template=TEMPLATE, width=WIDTH, height=250 * rows, barmode="stack", bargap=0.05, showlegend=True)
-        base.update_layout(margin={"t": 40, "b": 40, "l": 50, "r": 10}, font={"size": 12})
-        base.update_layout(legend={"orientation": "h", "y": -0.09, "yanchor": "top"}, hovermode="closest")
-        base.update_annotations(font={"size": 14, "color": TEXT})
-        self.titles = [annotation.to_plotly_json() for annotation in base.layout.annotations]
-        return go.FigureWidget(base)
+        base = plotly_figure(panels(History()), alt=describe(History()), columns=COLUMNS, width=WIDTH, height=250)
+        self._titles = [note.to_plotly_json() for note in base.layout.annotations if note.xref == "paper"]
+        widget = go.FigureWidget(base)
+        widget._config = {**widget._config, "displayModeBar": False}  # it would lie over the titles
+        widget.observe(self._heard, names=["_js2py_traceDeltas", "_js2py_layoutDelta"])
+        return widget
+
+    def _heard(self, change: Any) -> None:
+        if change["new"]:
+            self._silent = None
+
+    def bundle(self) -> Bundle:
+        return self.fallback.bundle()
 
     def publish(self, history: History) -> None:
+        if self.fallen:
+            self.fallback.publish(history)
+            return
         made = panels(history)
         with self.figure.batch_update():
-            shapes, notes = [], [dict(title) for title in self.titles]
-            traces = iter(self.figure.data)
+            shapes, notes = [], [dict(title) for title in self._titles]
+            drawn = iter(self.figure.data)
             for i, panel in enumerate(made):
-                notes[i]["text"] = panel.title
-                axis = "" if i == 0 else str(i + 1)
-                for line in panel.lines:
-                    trace = next(traces)
-                    trace.x, trace.y = _points(line)
-                for bars in panel.bars:
-                    trace = next(traces)
-                    trace.y = bars.heights
-                self._ranges(panel, axis)
-                for rule in panel.rules:
-                    shape, note = _rule(rule, axis, panel)
-                    shapes.append(shape)
-                    notes += [note] if note else []
+                number = "" if i == 0 else str(i + 1)
+                notes[i]["text"] = typeset(panel.title)
+                for trace in traces(panel):
+                    one = next(drawn)
+                    one.x, one.y = trace["x"], trace["y"]
+                self._ranges(panel, number)
+                lines, words = rules(panel, number)
+                shapes += lines
+                notes += words
             self.figure.layout.shapes, self.figure.layout.annotations = shapes, notes
+        self._listen()
 
-    def _ranges(self, panel: Panel, axis: str) -> None:
-        kind, y = "log" if panel.log else "linear", self.figure.layout[f"yaxis{axis}"]
-        if y.type != kind:  # to be told its kind, even the one that it is, makes an axis forget its range
-            y.update(type=kind, title_text=panel.y)
+    def _listen(self) -> None:
+        """Shows the SVG if no page has answered for too long."""
+        now = time.monotonic()
+        if self._box is None:
+            return
+        if self._silent is None:
+            self._silent = now
+        elif now - self._silent > PATIENCE:
+            self.fallen = True
+            self._box.children = (self.fallback.widget,)
+
+    def _ranges(self, panel: Panel, number: str) -> None:
+        y, wanted = self.figure.layout[f"yaxis{number}"], axis(panel, "y")
+        if y.type != wanted["type"]:  # an axis that is told its type, even the one it has, forgets its range
+            y.update(type=wanted["type"], title_text=wanted["title"]["text"])
         if panel.x_range and panel.x_range != (0, 1):
-            self.figure.layout[f"xaxis{axis}"].range = panel.x_range
-        if panel.bars:  # room above them for the words of the rules
-            top = float(np.stack([np.asarray(bars.heights, np.float64) for bars in panel.bars]).sum(0).max())
-            self.figure.layout[f"yaxis{axis}"].range = (0, 1.15 * max(top, 1.0))
+            self.figure.layout[f"xaxis{number}"].range = panel.x_range
+        if panel.bars:
+            self.figure.layout[f"yaxis{number}"].range = wanted["range"]
 
     def display(self) -> None:
-        _ipython().display(self.figure)
+        if self._box is None:
+            self._box = import_module("ipywidgets").VBox([self.figure])
+            self._silent = time.monotonic()
+        Shown(self._box).display()
+        self._below.display()
+
+    def finish(self, history: History) -> None:
+        self.publish(history)
+        self.fallback.finish(history)
+        last = self.bundle()
+        folded = f"<details><summary>The last picture, as an image</summary>{last['text/html']}</details>"
+        self._below.replace(last | {"text/html": folded})
 
     def close(self) -> None:
+        self.fallback.close()
         if "figure" in vars(self):
             self.figure.close()
-
-
-def _points(line: Line) -> tuple[Column, Column]:
-    x, y = np.asarray(line.x, np.float32), np.asarray(line.y, np.float32)
-    known = np.isfinite(y)
-    return (x[known], y[known]) if line.dots or not known.all() else (x, y)
-
-
-def _traces(panel: Panel) -> list[Any]:
-    import plotly.graph_objects as go
-
-    made: list[Any] = []
-    for line in panel.lines:
-        mode = "lines+markers" if line.dots else "lines"
-        look = {"color": line.color, "dash": line.dash, "width": 2, "shape": "hv" if line.step else "linear"}
-        made.append(go.Scatter(x=[], y=[], name=line.name, mode=mode, line=look, legendgroup=line.name))
-    for bars in panel.bars:
-        edges = np.asarray(bars.edges)
-        look = {"color": bars.color, "pattern": {"shape": bars.hatch, "size": 6, "fgcolor": "#333333", "fillmode": "overlay"}}
-        x, width = (edges[1:] + edges[:-1]) / 2, float(edges[1] - edges[0])
-        made.append(go.Bar(x=x, y=np.zeros(len(x)), width=width, name=bars.name, marker=look))
-    return made
-
-
-def _rule(rule: Rule, axis: str, panel: Panel) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    other = "y" if rule.axis == "x" else "x"
-    refs = {f"{rule.axis}ref": f"{rule.axis}{axis}", f"{other}ref": f"{other}{axis} domain"}
-    look = {"color": rule.color, "dash": rule.dash, "width": 1.5}
-    ends = {f"{rule.axis}0": rule.value, f"{rule.axis}1": rule.value, f"{other}0": 0, f"{other}1": 1}
-    shape = {"type": "line", "line": look, **ends, **refs}
-    if not rule.text:
-        return shape, None
-    low, high = panel.x_range or (0, 1)
-    side = "right" if rule.value > low + 0.6 * (high - low) else "left"  # towards the middle of the panel
-    place = {"xanchor": side, "yanchor": "top"} if rule.axis == "x" else {"xanchor": "right", "yanchor": "bottom"}
-    note = {"text": rule.text, "showarrow": False, "font": {"size": 11, "color": rule.color}, rule.axis: rule.value, other: 1}
-    return shape, note | refs | place
-
-
-class SvgView:
-    """The panels as one SVG that is replaced in place; needs no JavaScript."""
-
-    def __init__(self) -> None:
-        self.handle: Any = None
-        self.latest = svg(History())
-
-    def publish(self, history: History) -> None:
-        self.latest = svg(history)
-        if self.handle is not None:
-            self.handle.update(_ipython().HTML(self.latest))
-
-    def display(self) -> None:
-        self.handle = _ipython().display(_ipython().HTML(self.latest), display_id=True)
-
-    def close(self) -> None:
-        self.handle = None
 
 
 class NoView:
@@ -164,12 +256,18 @@ class NoView:
     def display(self) -> None:
         pass
 
+    def finish(self, history: History) -> None:
+        pass
+
+    def bundle(self) -> Bundle:
+        return {}
+
     def close(self) -> None:
         pass
 
 
 def make_view(backend: str) -> View:
-    """The view for "widget", "svg" or "none"."""
+    """The view for "svg", "widget" or "none"."""
     if backend == "widget":
         return FigureView()
     return SvgView() if backend == "svg" else NoView()

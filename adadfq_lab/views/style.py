@@ -8,7 +8,6 @@ Every figure carries its description: `figure(..., alt=...)` stores it, `alt_tex
 """
 
 import sys
-from collections.abc import Iterable
 from html import escape
 from importlib import import_module
 from typing import Any, Final
@@ -141,13 +140,3 @@ def band(lower: float, upper: float, *, axis: str = "x", row: str = "") -> tuple
         anchor = {"yanchor": "bottom"} if axis == "x" else {"xanchor": "left"}
         notes.append({**note, axis: value, other: 1, **anchor, **refs})
     return shapes, notes
-
-
-def page(title: str, parts: Iterable[str | go.Figure]) -> str:
-    """One web page of HTML and figures, one below the other, that needs no network: plotly's code is in it, once."""
-    body, drawn = "", False
-    for part in parts:
-        body += part if isinstance(part, str) else part.to_html(full_html=False, include_plotlyjs=not drawn)
-        drawn |= not isinstance(part, str)
-    style = "body{font:16px sans-serif;max-width:60rem;margin:auto;padding:1rem}td{padding:0 1rem 0 0}"
-    return f"<!doctype html><meta charset='utf-8'><title>{escape(title)}</title><style>{style}</style>{body}"

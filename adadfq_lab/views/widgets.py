@@ -27,8 +27,7 @@ from adadfq_lab.game.recordings import Population, Recording, load_population, l
 from adadfq_lab.student.quantizer import codes, dequantize, qparams, quant_range
 from adadfq_lab.theory import decompose_bound
 from adadfq_lab.views import charts as svg
-from adadfq_lab.views import controls
-from adadfq_lab.views import game_panels as live_views
+from adadfq_lab.views import controls, game_panels
 from adadfq_lab.views.charts import Bars, Line, Panel, Rule, chart
 from adadfq_lab.views.controls import Control
 from adadfq_lab.views.live import LiveRun
@@ -57,16 +56,9 @@ def band_chart(h_prime: Column, bounds: Bounds, title: str) -> str:
     x = np.unique([*np.linspace(0, 1, 41), bounds.lower, bounds.lower - 1e-6, bounds.upper, bounds.upper + 1e-6]).clip(0, 1)
     value = np.maximum(bounds.lower - x, 0) + np.maximum(x - bounds.upper, 0)
     slope = np.where(x < bounds.lower, -1.0, np.where(x > bounds.upper, 1.0, 0.0))
-    rules = live_views.bound_rules(bounds)
+    rules = game_panels.bound_rules(bounds)
     panels = [
-        Panel(
-            title,
-            "H′ (1: P and Q agree)",
-            "samples [%]",
-            bars=live_views.histogram(h_prime, bounds),
-            rules=rules,
-            x_range=(0, 1),
-        ),
+        game_panels.band_panel(h_prime, bounds, title),
         Panel(
             "The hinge of Eq. (12)",
             "H′ (1: P and Q agree)",
@@ -274,7 +266,7 @@ def replay(recording: str | Recording = "adadfq_3w3a", *, step: int = 5) -> Cont
     w.jslink((play, "value"), (slider, "value"))
 
     def draw() -> str:
-        return live_views.svg(one.history.upto(slider.value), 80)
+        return game_panels.svg(one.history.upto(slider.value), 80)
 
     facts = f"{one.meta.get('method', one.name)} {one.meta.get('bits', '')}, {last} rounds on {one.meta.get('teacher', '?')}"
     control = controls.control(f"Recorded run: {facts}", {"rounds": slider}, draw)
