@@ -138,7 +138,9 @@ def train(
     text, warmup = result.table(), config.schedule.warmup
     if result.rounds <= warmup:
         text += f"\nQ took no step, as all rounds were warm-up: play more than {warmup}, or set --warmup"
-    say(result.as_json(), f"{text}\nreport: {folder / 'report.html'}", json)
+    if (folder / "report.html").exists():
+        text += f"\nreport: {folder / 'report.html'}"
+    say(result.as_json(), text, json)
 
 
 def report(run: tyro.conf.Positional[Path], interactive: bool = False, json: Json = False) -> None:

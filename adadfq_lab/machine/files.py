@@ -8,9 +8,10 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,16 +25,23 @@ FORMAT = "adadfq 1"
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a temporary file beside `path`, syncs it and renames it: readers see the old file or the new, nothing between.
+    """Writes `content` to `path`, whole or not at all; raises as `atomic_file` does."""
+    with atomic_file(path) as file:
+        file.write(content)
 
-    Raises UserError where no file can be of that name, and OSError where the disk is full.
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[IO[bytes]]:
+    """A temporary file beside `path` to write to; at the end it is synced and renamed, so readers see the old file or the new.
+
+    Raises UserError if there can be no file of that name, and OSError if the disk is full; the old file is left as it was.
     """
     if path.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK) or not path.parent.is_dir():
         raise UserError(f"cannot write {path}; name a file in a folder that exists and can be written to")
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)

@@ -129,5 +129,5 @@ def _claimed(folder: Path, config: RunConfig, resume: bool) -> Iterator[None]:
 
 
 _TEMPORARY = re.compile(
-    r"\.(round_\d+\.ckpt|config\.json|records\.jsonl|student\.safetensors|result\.json|report\.html)\.\w{8}"
+    r"\.(round_\d+\.ckpt|config\.json|records\.(?:jsonl|sums)|student\.safetensors|result\.json|report\.html)\.\w{8}"
 )

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from adadfq_lab.data.accuracy import Accuracy, accuracy
 from adadfq_lab.data.image_sets import ImageSet
 from adadfq_lab.data.loading import load_data
-from adadfq_lab.errors import UserError
+from adadfq_lab.errors import UserError, first_line, printable
 from adadfq_lab.game.game import Game
 from adadfq_lab.game.history import Record
 from adadfq_lab.machine.devices import pick_device
@@ -48,6 +48,7 @@ class Result:
     calibrated: Q with ranges observed on the warm generator's images, untrained; None if the run ended in the warm-up
     student:    Q after the last round
     best:       the highest accuracy measured along the way: chosen on these images, so not a result
+    log:        what the log lacks, after a resume that found it damaged; empty if it is whole
     """
 
     teacher: Accuracy
@@ -60,6 +61,7 @@ class Result:
     seed: int
     source: str
     run: str
+    log: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """The keys `adadfq demo --json` prints: top-1 in percent, and the intervals beside them."""
@@ -67,7 +69,7 @@ class Result:
         plain: dict[str, Any] = {name: row.top1 if row else None for name, row in rows.items()}
         plain["intervals"] = {name: [row.low, row.high] for name, row in rows.items() if row}
         plain |= {"images": self.student.images, "rounds": self.rounds, "seconds": round(self.seconds, 1), "seed": self.seed}
-        return plain | {"run": self.run, "source": self.source}
+        return plain | {"run": self.run, "source": self.source, "log": self.log}
 
     def table(self) -> str:
         """The result as a few lines of text."""
@@ -79,7 +81,8 @@ class Result:
         lines = [f"{'':26}{'top-1':>8}   95 % interval"]
         lines += [f"{name:26}{row.top1:6.2f} %   [{row.low:.2f}, {row.high:.2f}]" for name, row in rows]
         share = f"{100 * back / lost:.0f} % of the {lost:.1f} points lost were won back" if lost > 0 else "nothing was lost"
-        return "\n".join([*lines, f"{share}, in {self.rounds:,} rounds and {self.seconds:.0f} s; measured on {self.source}"])
+        lines.append(f"{share}, in {self.rounds:,} rounds and {self.seconds:.0f} s; measured on {self.source}")
+        return "\n".join([*lines, *([self.log] if self.log else [])])
 
 
 def run(
@@ -121,7 +124,11 @@ def run(
         if report:
             from adadfq_lab.runs.report import write_report  # plotly is slow to import and only needed here
 
-            write_report(folder, game, teacher, data, interactive=interactive)
+            try:
+                write_report(folder, game, teacher, data, interactive=interactive)
+            except Exception as error:
+                said = f"the run is finished and saved, but its report was not written: {first_line(error)}"
+                print(f"adadfq: {printable(said)}", file=sys.stderr)
         return result
 
 
@@ -144,7 +151,9 @@ def _play(
     config: RunConfig, folder: Path, game: Game, data: ImageSet, on_record: Callable[[Record], None] | None, quiet: bool
 ) -> Result:
     teacher = game.teacher
-    log = RecordLog(folder / "records.jsonl", game.index, every=game.check_every)
+    log = RecordLog(folder / "records.jsonl", game.index, every=game.check_every, batch=config.schedule.batch)
+    if log.trouble:
+        print(f"adadfq: {printable(log.trouble)}", file=sys.stderr)
     plain = build_student(teacher, config).to(game.device)
     observe_noise(plain, teacher.info.input_shape, seed=config.seed)
     measured: dict[str, Accuracy] = {
@@ -202,6 +211,7 @@ def _play(
         config.seed,
         data.source,
         str(folder),
+        log.trouble,
     )
     save_student(game.student, teacher, folder / "student.safetensors")
     write_atomically(folder / "result.json", json.dumps(result.as_json(), indent=1).encode())

@@ -100,7 +100,7 @@ def same_outcome(folder: Path, result: Result, finished: tuple[RunConfig, Path, 
 def test_a_run_fills_its_folder(finished):
     """Configuration, records, the last two checkpoints, student, table and report; nothing temporary."""
     _, folder, _, _ = finished
-    kept = {"config.json", "records.jsonl", "student.safetensors", "result.json", "report.html", ".lock"}
+    kept = {"config.json", "records.jsonl", "records.sums", "student.safetensors", "result.json", "report.html", ".lock"}
     assert files(folder) == kept | {f"round_{ROUNDS - 2:06d}.ckpt", f"round_{ROUNDS:06d}.ckpt"}
 
 
@@ -250,6 +250,22 @@ def test_a_finished_run_resumes_to_its_result(config, finished, tmp_path):
     folder = tmp_path / "run"
     run(config, folder, quiet=True)
     same_outcome(folder, run(config, folder, resume=True, quiet=True), finished)
+
+
+def test_a_run_that_lost_its_log_says_so_and_ends(config, tmp_path, monkeypatch, capsys):
+    """One line before anything is played, the same in the result; a report that fails does not undo a finished run."""
+    folder = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        run(config, folder, on_record=interrupting(3, KeyboardInterrupt), quiet=True)
+    (folder / "records.jsonl").unlink()
+    monkeypatch.setattr("adadfq_lab.runs.report.write_report", lambda *_, **__: 1 / 0)
+    capsys.readouterr()
+    result = run(config, folder, resume=True, quiet=True)
+    first, last = capsys.readouterr().err.splitlines()
+    assert "records.jsonl is damaged (it is not there); rounds 0 to 3 are missing" in first
+    assert last == "adadfq: the run is finished and saved, but its report was not written: division by zero"
+    assert json.loads((folder / "result.json").read_text())["log"] == result.log == first.removeprefix("adadfq: ")
+    assert result.log in result.table() and result.student.top1 >= 0
 
 
 @pytest.fixture
