@@ -1,7 +1,9 @@
 """A run in progress, seen from outside: from its config.json and records.jsonl alone.
 
 Nothing of the run's process is needed, so it may play on another machine whose folder is shared. The log is followed as it
-grows: a last line that is only half there is waited for, and a log that is written anew (a resumed run) is read anew.
+grows: an incomplete last line is read when it is complete, and a log that is written anew (a resumed run) is read anew. A first
+look at a long log reads its end, and of the rest only the accuracies. Nothing in a log is trusted: what is not a finite number
+counts as missing, and no control character reaches the terminal.
 
     for line in follow(folder): tracker.log(scalars(line), step=line["round"])     # wandb, trackio, or your own
 """
@@ -17,15 +19,18 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
-from adadfq_lab.errors import UserError
+from adadfq_lab.errors import UserError, printable
 from adadfq_lab.machine.files import write_atomically
+from adadfq_lab.machine.reading import open_regular
 from adadfq_lab.machine.timing import duration
 from adadfq_lab.runs.config import RunConfig, read_config
+from adadfq_lab.runs.log import LONGEST, record_of
 from adadfq_lab.views.pages import page
 
 LATELY = 200  # rounds that "now" is an average over
+BLOCK = 2**20
 BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -34,31 +39,152 @@ class Log:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.modified = 0.0
+        """When the log was last written, in seconds since 1970."""
         self._inode, self._offset = -1, 0
 
-    def new(self) -> tuple[list[dict[str, Any]], bool]:
-        """The new lines, and whether they begin a log that is written anew. Lines that are damaged are left out."""
-        try:
-            with self.path.open("rb") as file:
-                status = os.fstat(file.fileno())  # of what was opened: by now another file may be of that name
-                anew = status.st_ino != self._inode or status.st_size < self._offset
-                if anew:
-                    self._inode, self._offset = status.st_ino, 0
-                file.seek(self._offset)
-                content = file.read()
-        except FileNotFoundError:
+    def new(self, last: int | None = None) -> tuple[list[dict[str, Any]], bool]:
+        """Some of the new lines, and whether they begin a log that is written anew. Lines that are damaged are left out.
+
+        last: of how many lines at the end everything is asked. Of those before them only the accuracies are given, as
+            {"accuracy": {...}}, which reads a log of any length in a fraction of a second.
+
+        At most about 4 MB of whole lines are read at a time: ask again until nothing comes. Raises UserError if the log is
+        not a file or cannot be read; a log that is missing has no lines.
+        """
+        if not self.path.exists():
             return [], False
-        whole = content[: content.rfind(b"\n") + 1]
-        self._offset += len(whole)
-        return [record for line in whole.splitlines() if (record := _record(line)) is not None], anew
+        with open_regular(self.path) as file:
+            status = os.fstat(file.fileno())  # of what was opened: by now another file may be of that name
+            self.modified = status.st_mtime
+            anew = status.st_ino != self._inode or status.st_size < self._offset
+            if anew:
+                self._inode, self._offset = status.st_ino, 0
+            records: list[dict[str, Any]] = []
+            if last is not None and status.st_size - self._offset > 4 * BLOCK:
+                start = _last_lines(file, self._offset, status.st_size, last)
+                records = _accuracies(file, self._offset, start)
+                self._offset = start
+            return records + self._read(file), anew
+
+    def _read(self, file: BinaryIO) -> list[dict[str, Any]]:
+        file.seek(self._offset)
+        content = bytearray()
+        while len(content) < 4 * BLOCK or (b"\n" not in content and len(content) < LONGEST):
+            if not (block := file.read(BLOCK)):
+                break
+            content += block
+        end = content.rfind(b"\n") + 1
+        if not end and len(content) >= LONGEST:  # no line: it is passed over, and what is left of it is damaged too
+            end = len(content)
+        self._offset += end
+        return [record for line in bytes(content[:end]).splitlines() if (record := record_of(line)) is not None]
 
 
-def _record(line: bytes) -> dict[str, Any] | None:
+def _last_lines(file: BinaryIO, start: int, end: int, count: int) -> int:
+    """Where the last `count` lines of [start, end) begin, or fewer if these are longer than 16 MB."""
+    at, found = end, 0
+    while at > max(start, end - 16 * BLOCK):
+        size = min(BLOCK // 4, at - start)
+        at -= size
+        file.seek(at)
+        block = file.read(size)
+        here = block.count(b"\n")
+        if found + here > count:
+            for _ in range(found + here - count):
+                block = block[block.index(b"\n") + 1 :]
+            return at + size - len(block)
+        found += here
+    return start if at <= start else at + block.find(b"\n") + 1
+
+
+def _accuracies(file: BinaryIO, start: int, end: int) -> list[dict[str, Any]]:
+    """The measured accuracies between two places of a log, each as {"accuracy": {...}}; nothing else is looked at.
+
+    Braces are searched, which are rare among the numbers of a line and found as fast as memory is read.
+    """
+    file.seek(start)
+    buffer, kept, at, found = bytearray(_KEPT + BLOCK), 0, 0, []
+    view = memoryview(buffer)
+    while start < end and (count := file.readinto(view[kept : kept + min(BLOCK, end - start)])):  # type: ignore[attr-defined]
+        start += count
+        filled = kept + count
+        last = filled if start >= end else max(at, filled - _OBJECT)  # an object that may not be whole waits
+        while (at := buffer.find(b"{", at, last)) >= 0:
+            if bytes(buffer[max(0, at - 20) : at]).rstrip().endswith(b'"accuracy":'):
+                measured = _measured(bytes(buffer[at : min(filled, at + _OBJECT)]))
+                found += [{"accuracy": measured}] if measured is not None else []
+            at += 1
+        kept = min(_KEPT, filled)
+        at = last - (filled - kept)
+        buffer[:kept] = buffer[filled - kept : filled]
+    return found
+
+
+_OBJECT = 400  # bytes that the object of an accuracy has at most
+_KEPT = _OBJECT + 20
+
+
+def _measured(text: bytes) -> dict[str, Any] | None:
+    """The JSON object at the beginning of `text`, if there is one."""
     try:
-        record = json.loads(line)
+        found, _ = _DECODER.raw_decode(text.decode(errors="replace").lstrip())
     except (ValueError, RecursionError):
         return None
-    return record if isinstance(record, dict) and isinstance(record.get("round"), int) else None
+    return found if isinstance(found, dict) else None
+
+
+_DECODER = json.JSONDecoder()
+
+
+def number(value: object) -> float | None:
+    """`value` as a finite number; None if it is anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        found = float(value)
+    except OverflowError:
+        return None
+    return found if math.isfinite(found) and abs(found) < 1e15 else None
+
+
+def numbers(values: object) -> list[float]:
+    """The finite numbers in a list; none if it is not a list."""
+    return [found for value in values if (found := number(value)) is not None] if isinstance(values, list) else []
+
+
+def top1(record: dict[str, Any]) -> float | None:
+    """The accuracy in a line, percent."""
+    measured = record.get("accuracy")
+    return number(measured.get("top1")) if isinstance(measured, dict) else None
+
+
+@dataclass(frozen=True)
+class Look:
+    """What `Watch` keeps of a line: a few numbers, however many samples the round has."""
+
+    round: int
+    seconds: float
+    phase: str
+    agreement: float | None
+    samples: int
+    total: float
+    inside: int
+
+    @classmethod
+    def at(cls, line: dict[str, Any]) -> "Look":
+        low, high = number(line.get("lower")), number(line.get("upper"))
+        h = numbers(line.get("h_prime")) if low is not None and high is not None else []
+        phase = line.get("phase")
+        return cls(
+            round=line["round"],
+            seconds=number(line.get("seconds")) or 0.0,
+            phase=printable(phase)[:20] if isinstance(phase, str) else "",
+            agreement=number(line.get("agreement")),
+            samples=len(h),
+            total=sum(h),
+            inside=sum(low <= v <= high for v in h) if low is not None and high is not None else 0,
+        )
 
 
 @dataclass(frozen=True)
@@ -97,14 +223,14 @@ class Status:
         def percent(share: float | None) -> str:
             return "-" if share is None else f"{100 * share:.0f} %"
 
-        done = self.round / self.rounds
+        done = min(1.0, self.round / self.rounds)
         bar = "█" * int(width * done) + "░" * (width - int(width * done))
         pace = "-" if self.rounds_per_second is None else f"{self.rounds_per_second:.1f} rounds/s"
         left = "-" if self.left is None else duration(self.left)
         h_prime = "-" if self.h_prime is None else f"{self.h_prime:.2f}"
         top1 = "-" if self.accuracy is None else f"{self.accuracy:.2f} %"
         lines = [
-            f"{self.run}  {title}".rstrip(),
+            printable(f"{self.run}  {title}".rstrip()),
             f"{bar} {100 * done:5.1f} %   round {self.round:,} of {self.rounds:,}, {self.phase}, {self.state}",
             f"pace        {pace}, {duration(self.seconds)} so far, {left} left",
             f"H'          {h_prime} on average, {percent(self.occupancy)} of the samples within the band",
@@ -126,12 +252,13 @@ class Watch:
     """Follows the run in `folder`; `look()` says how it stands. Raises UserError where no run is."""
 
     def __init__(self, folder: Path) -> None:
-        if not (folder / "config.json").exists():
+        path = folder / "config.json"
+        if not os.path.lexists(path):
             raise UserError(f"{folder} holds no run to watch; give the folder that adadfq train writes to, as runs/NAME")
         self.folder = folder
-        self.config: RunConfig = read_config(folder / "config.json")
+        self.config: RunConfig = read_config(path)
         self.log = Log(folder / "records.jsonl")
-        self.recent: deque[dict[str, Any]] = deque(maxlen=LATELY)
+        self.recent: deque[Look] = deque(maxlen=LATELY)
         self.curve: list[float] = []
 
     @property
@@ -142,39 +269,41 @@ class Watch:
 
     def look(self) -> Status:
         """Reads what is new."""
-        lines, anew = self.log.new()
-        if anew:
-            self.recent.clear()
-            self.curve.clear()
-        for line in lines:
-            self.recent.append(line)
-            top1 = line["accuracy"].get("top1") if isinstance(line.get("accuracy"), dict) else None
-            self.curve += [float(top1)] if isinstance(top1, int | float) else []
+        while True:
+            lines, anew = self.log.new(last=LATELY)
+            if anew:
+                self.recent.clear()
+                self.curve.clear()
+            for line in lines:
+                if "round" in line:
+                    self.recent.append(Look.at(line))
+                if (measured := top1(line)) is not None:
+                    self.curve.append(measured)
+            if not lines:
+                break
         if not self.recent:
             return Status(str(self.folder), "waiting", 0, self.config.rounds, "warm-up")
         return self._status()
 
     def _status(self) -> Status:
-        last, total = self.recent[-1], self.config.rounds
-        done, seconds = last["round"] + 1, float(last.get("seconds", 0))
-        earlier = self.recent[0]
-        spent, played = seconds - float(earlier.get("seconds", 0)), last["round"] - earlier["round"]
-        pace = played / spent if spent > 0 and played > 0 else None
-        quiet = time.time() - self.log.path.stat().st_mtime
-        silent = quiet > max(60.0, 20 / pace if pace else 0.0)
-        h = [(v, r["lower"], r["upper"]) for r in self.recent for v in r.get("h_prime", ()) if "lower" in r and "upper" in r]
-        agreement = [r["agreement"] for r in self.recent if "agreement" in r]
+        first, last, total = self.recent[0], self.recent[-1], self.config.rounds
+        done, seconds = last.round + 1, last.seconds
+        spent, played = seconds - first.seconds, last.round - first.round
+        pace = played / spent if spent > 1e-6 and played > 0 else None
+        silent = time.time() - self.log.modified > max(60.0, 20 / pace if pace else 0.0)
+        samples = sum(look.samples for look in self.recent)
+        agreement = [look.agreement for look in self.recent if look.agreement is not None]
         return Status(
             run=str(self.folder),
             state="finished" if done >= total else "silent" if silent else "playing",
             round=done,
             rounds=total,
-            phase=str(last.get("phase", "")),
+            phase=last.phase,
             rounds_per_second=pace,
             seconds=seconds,
-            left=(total - done) / pace if pace else None,
-            h_prime=sum(v for v, _, _ in h) / len(h) if h else None,
-            occupancy=sum(low <= v <= high for v, low, high in h) / len(h) if h else None,
+            left=max(0, total - done) / pace if pace else None,
+            h_prime=sum(look.total for look in self.recent) / samples if samples else None,
+            occupancy=sum(look.inside for look in self.recent) / samples if samples else None,
             agreement=sum(agreement) / len(agreement) if agreement else None,
             accuracy=self.curve[-1] if self.curve else None,
             best=max(self.curve, default=None),
@@ -219,10 +348,13 @@ def follow(folder: Path, *, every: float = 2.0) -> Iterator[dict[str, Any]]:
 
 
 def scalars(line: dict[str, Any]) -> dict[str, float]:
-    """What of a line is one number: losses, gains, agreement, mean H', accuracies in percent."""
-    plain = {k: float(v) for k, v in line.items() if k != "round" and isinstance(v, int | float) and not isinstance(v, bool)}
-    plain |= {k: float(v["top1"]) for k, v in line.items() if isinstance(v, dict) and "top1" in v}
-    return plain | ({"h_prime": sum(line["h_prime"]) / len(line["h_prime"])} if line.get("h_prime") else {})
+    """The finite numbers of a line: losses, gains, agreement, mean H', accuracies in percent."""
+    plain = {name: found for name, value in line.items() if name != "round" and (found := number(value)) is not None}
+    for name, value in line.items():
+        if isinstance(value, dict) and (found := number(value.get("top1"))) is not None:
+            plain[name] = found
+    h = numbers(line.get("h_prime"))
+    return plain | ({"h_prime": sum(h) / len(h)} if h else {})
 
 
 def to_tensorboard(folder: Path, logs: Path) -> None:

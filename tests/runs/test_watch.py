@@ -11,6 +11,7 @@ import pytest
 
 from adadfq_lab.cli import main as cli
 from adadfq_lab.errors import UserError
+from adadfq_lab.machine.reading import open_regular
 from adadfq_lab.runs.config import RunConfig
 from adadfq_lab.runs.watch import Log, Status, Watch, follow, scalars, sparkline, to_tensorboard
 
@@ -61,6 +62,64 @@ def test_a_log_that_grows_is_read_on(folder):
     append(folder, "{broken}\n5\n" + line(2))
     assert watch.look().round == 3
     assert len(watch.recent) == 3
+
+
+@pytest.mark.parametrize("block", [64, 500, 4096])
+def test_a_first_look_at_a_long_log_is_what_reading_all_of_it_says(folder, monkeypatch, block):
+    """Of a log of more than four blocks only the end is read, and elsewhere the accuracies alone: none missing, none twice."""
+    accuracies = {3: 30.0, 50: 90.5, 51: 12.5, 97: 40.0, 130: 41.0, 299: 42.0}
+    lines = [
+        line(i, **({"accuracy": {"top1": accuracies[i], "low": 1, "high": 2}} if i in accuracies else {})) for i in range(300)
+    ]
+    append(folder, "".join(lines[:250]) + "{damaged}\n" + "".join(lines[250:]))
+    whole = Watch(folder).look()
+    monkeypatch.setattr("adadfq_lab.runs.watch.BLOCK", block)
+    monkeypatch.setattr("adadfq_lab.runs.watch.LATELY", 30)
+    watch = Watch(folder)
+    status = watch.look()
+    assert status.curve == whole.curve == tuple(accuracies.values()) and status.best == 90.5
+    assert status.round == 300 and 0 < len(watch.recent) <= 200
+    append(folder, line(300, accuracy={"top1": 99.0}) + line(301))
+    assert (watch.look().round, watch.look().best) == (302, 99.0)
+
+
+FOREIGN = [
+    {"round": 3, "phase": "\x1b[2J\x07p", "h_prime": [0.5, float("nan"), "x", None, 10**400], "lower": 0.1, "upper": 0.8},
+    {"round": 4, "seconds": "x", "h_prime": 5, "lower": "a", "upper": [], "agreement": float("nan"), "accuracy": {"top1": "y"}},
+    {"round": 5, "seconds": float("inf"), "h_prime": [0.9], "lower": float("nan"), "upper": 1, "phase": 7, "accuracy": 3},
+    {"round": True}, {"round": -1}, {"round": 10**30}, {"round": 1.5}, [], "x",
+    {"round": 6, "accuracy": {"top1": float("nan")}},
+]  # fmt: skip
+
+
+def test_nothing_in_a_foreign_log_ends_the_watching_or_reaches_the_terminal(folder, capsys):
+    """Wrong types, NaN, infinities, numbers without end, escape sequences in log, configuration and folder name."""
+    odd = folder / "odd\x1b[31m\n"
+    odd.mkdir()
+    config = RunConfig(rounds=ROUNDS).as_json() | {"teacher": "evil\x1b]0;owned\x07"}
+    (odd / "config.json").write_text(json.dumps(config))
+    for count in range(1, len(FOREIGN) + 1):
+        (odd / "records.jsonl").write_text("".join(json.dumps(one) + "\n" for one in FOREIGN[:count]))
+        cli.main(["watch", str(odd), "--json"])
+        shown = capsys.readouterr().out
+        assert all(part.isprintable() for part in shown.splitlines()) and "NaN" not in shown and "nan" not in shown
+        json.loads(shown.splitlines()[-1], parse_constant=lambda name: pytest.fail(name))
+        list(map(scalars, [one for one in FOREIGN if isinstance(one, dict)]))
+    assert Watch(odd).look().h_prime == 0.5
+    cli.main(["watch", str(odd), "--html", str(folder / "page.html"), "--once"])
+    assert "\x1b" not in (folder / "page.html").read_text()
+
+
+@pytest.mark.parametrize("name", ["config.json", "records.jsonl"])
+def test_a_folder_or_a_fifo_in_the_place_of_a_file_is_one_line(folder, name):
+    """Not waited for."""
+    append(folder, line(0))
+    for make in (os.mkfifo, os.mkdir):
+        (folder / name).unlink()
+        make(folder / name)
+        with pytest.raises(UserError, match=f"{name} is a (FIFO|folder); give a file"):
+            Watch(folder).look()
+        os.rmdir(folder / name) if make is os.mkdir else None
 
 
 def test_a_log_that_is_written_anew_is_read_anew(folder):
@@ -164,16 +223,16 @@ def test_a_status_without_measurements_can_be_drawn():
 def test_a_log_that_is_replaced_while_it_is_read_is_read_whole(folder, monkeypatch):
     """A resumed run puts a new log in the old one's place between opening and reading: nothing of it is passed over."""
     append(folder, line(0) + line(1))
-    log, opening = Log(folder / "records.jsonl"), Path.open
+    log = Log(folder / "records.jsonl")
     (folder / "new").write_text("".join(map(line, range(4))))
 
-    def open_and_replace(path, *arguments):
-        file = opening(path, *arguments)
+    def open_and_replace(path):
+        file = open_regular(path)
         os.replace(folder / "new", path)
         return file
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "open", open_and_replace)
+        patch.setattr("adadfq_lab.runs.watch.open_regular", open_and_replace)
         assert [one["round"] for one in log.new()[0]] == [0, 1]
     found, anew = log.new()
     assert anew and [one["round"] for one in found] == [0, 1, 2, 3]
