@@ -32,12 +32,14 @@ from adadfq_lab.equations import student_objective as student_objective
 from adadfq_lab.errors import UserError as UserError
 from adadfq_lab.fidelity import CHOICES as CHOICES
 from adadfq_lab.fidelity import Fidelity as Fidelity
+from adadfq_lab.game.dials import Dials as Dials
 from adadfq_lab.game.game import Game as Game
 from adadfq_lab.game.history import History as History
 from adadfq_lab.game.history import Record as Record
 from adadfq_lab.game.history import Recorder as Recorder
 from adadfq_lab.game.method_comparison import compare_methods as compare_methods
 from adadfq_lab.game.method_comparison import ideas as ideas
+from adadfq_lab.game.plane import plane_game as plane_game
 from adadfq_lab.game.recordings import load_grid as load_grid
 from adadfq_lab.game.recordings import load_population as load_population
 from adadfq_lab.game.recordings import load_recording as load_recording
@@ -104,6 +106,7 @@ from adadfq_lab.theory import is_equilibrium as is_equilibrium
 from adadfq_lab.views import figures as figures
 from adadfq_lab.views import style as style
 from adadfq_lab.views.live import LiveRun as LiveRun
+from adadfq_lab.views.plane import plane_explorer as plane_explorer
 from adadfq_lab.views.style import show as show
 from adadfq_lab.views.widgets import bounds_explorer as bounds_explorer
 from adadfq_lab.views.widgets import error_bound_explorer as error_bound_explorer

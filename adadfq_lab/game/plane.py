@@ -98,6 +98,9 @@ class PlaneGenerator(Generator):
             nn.Linear(self.latent, 32), nn.LeakyReLU(0.2), nn.Linear(32, 32), nn.LeakyReLU(0.2), nn.Linear(32, 2)
         )
         _initialise(self.layers, random)
+        with torch.no_grad():
+            self.layers[0].weight.mul_(4)  # G's first samples are spread over the square
+            self.layers[4].weight.mul_(2)
 
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
         points: Tensor = SIDE * torch.tanh(self.layers(z * self.label(y)))
@@ -133,7 +136,7 @@ class Field:
     """P, Q and their disagreement on a grid of the square; rows go up with x_2.
 
     h_prime:         H / log C, `(S, S)`: H' with the floor at zero, which does not depend on a batch
-    teacher, student: the classes that P and Q see, `(S, S)` int64
+    teacher, student: logits of P and Q, `(S, S, 3)`
     """
 
     h_prime: Tensor
@@ -150,4 +153,4 @@ def field(game: Game, size: int = 61) -> Field:
     with game.student.frozen():
         z_p, z_q = game.teacher(points), game.student(points)
     h = normalized_entropy(disagreement_entropy(z_p, z_q), len(CLASSES), floor="zero")
-    return Field(*(values.view(size, size) for values in (h, z_p.argmax(1), z_q.argmax(1))))
+    return Field(h.view(size, size), z_p.view(size, size, -1), z_q.view(size, size, -1))
