@@ -94,13 +94,12 @@ class PlaneGenerator(Generator):
         super().__init__()
         self.label = nn.Embedding(len(CLASSES), self.latent)
         nn.init.normal_(self.label.weight, generator=random)
-        self.layers = nn.Sequential(
-            nn.Linear(self.latent, 32), nn.LeakyReLU(0.2), nn.Linear(32, 32), nn.LeakyReLU(0.2), nn.Linear(32, 2)
-        )
+        first, last = nn.Linear(self.latent, 32), nn.Linear(32, 2)
+        self.layers = nn.Sequential(first, nn.LeakyReLU(0.2), nn.Linear(32, 32), nn.LeakyReLU(0.2), last)
         _initialise(self.layers, random)
-        with torch.no_grad():
-            self.layers[0].weight.mul_(4)  # G's first samples are spread over the square
-            self.layers[4].weight.mul_(2)
+        with torch.no_grad():  # G's first samples are spread over the square
+            first.weight.mul_(4)
+            last.weight.mul_(2)
 
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
         points: Tensor = SIDE * torch.tanh(self.layers(z * self.label(y)))
