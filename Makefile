@@ -41,7 +41,7 @@ test-slurm: $(VENV)/.dev slurm  ## a grid on a real Slurm of one node, started o
 test-floor: $(FLOOR)/.floor  ## the solution notebooks on the oldest notebook stack supported, Colab's
 	$(FLOOR)/bin/python tests/helpers/execute_notebooks.py $(ARGS)
 
-gallery: $(VENV)/.dev  ## draw the README's figures and its table again
+gallery: $(VENV)/.dev  ## draw the README's figures and the table of docs/results.md again
 	$(BIN)/python -m adadfq_lab.authoring.gallery
 	$(BIN)/python -m adadfq_lab.authoring.overview
 

@@ -1,4 +1,4 @@
-"""The README's table: what it shows are the results that come with the package."""
+"""The table of docs/results.md: what it shows are the results that come with the package."""
 
 from pathlib import Path
 
@@ -27,8 +27,15 @@ def test_columns_are_protocols_and_a_single_run_is_marked():
     assert found["plainly quantised"] == ["12.0", "12.0", "80.0", "12.0", ""]
 
 
-def test_the_readme_shows_the_shipped_results():
+def test_the_page_shows_the_shipped_results():
     """What stands between the marks is what `make gallery` would write there."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    shown = readme.partition(overview.BEGIN)[2].partition(overview.END)[0]
+    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    shown = page.partition(overview.BEGIN)[2].partition(overview.END)[0]
     assert shown.strip() == overview.overview(read_rows(shipped_results()))
+
+
+def test_the_readme_shows_three_of_them():
+    """Its small table is of the same rows."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    begin, end = overview.HEADLINE
+    assert readme.partition(begin)[2].partition(end)[0].strip() == overview.headline(read_rows(shipped_results()))
