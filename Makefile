@@ -9,6 +9,7 @@ BIN     := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 FAST    := not slow and not browser and not slurm
 FLOOR   := $(VENV)-floor
+LOWEST  := $(VENV)-lowest
 COLAB   := plotly==5.24.1 ipywidgets==7.7.1 ipykernel==6.17.1 ipython==7.34.0 anywidget==0.9.21
 SLOW    := slow and not browser and not slurm
 # A thread for each of JOBS test processes: threads of two that share a core wait for each other, spinning.
@@ -18,7 +19,7 @@ RECENT  := import sys; print(sys.version_info >= (3, 11))
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test slow test-browser test-slurm test-floor gallery lab dashboard workshop lint format clean distclean
+.PHONY: help demo test slow test-browser test-slurm test-floor test-lowest gallery lab dashboard workshop lint format clean distclean
 
 help:  ## list these targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +41,9 @@ test-slurm: $(VENV)/.dev slurm  ## a grid on a real Slurm of one node, started o
 
 test-floor: $(FLOOR)/.floor  ## the solution notebooks on the oldest notebook stack supported, Colab's
 	$(FLOOR)/bin/python tests/helpers/execute_notebooks.py $(ARGS)
+
+test-lowest: $(LOWEST)/.lowest  ## the fast tests on the lowest version of each direct dependency; downloads several GB
+	$(ALONE) $(LOWEST)/bin/python -m pytest -n $(JOBS) --dist loadfile -m "$(FAST)" $(ARGS)
 
 gallery: $(VENV)/.dev  ## draw the README's figures and the table of docs/results.md again
 	$(BIN)/python -m adadfq_lab.authoring.gallery
@@ -79,7 +83,7 @@ clean:  ## remove caches and builds; runs/ and the environment stay
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean  ## remove the environment too
-	rm -rf $(VENV) $(FLOOR)
+	rm -rf $(VENV) $(FLOOR) $(LOWEST)
 
 # The stamps .base and .dev say what is installed; either is made again when pyproject.toml or constraints.txt is newer.
 $(VENV)/.base: pyproject.toml constraints.txt | $(VENV)/pyvenv.cfg
@@ -124,6 +128,13 @@ $(FLOOR)/.floor: $(VENV)/.dev
 	$(FLOOR)/bin/python -m pip install --disable-pip-version-check $(COLAB) nbclient nbformat
 	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"), "$(CURDIR)", sep="\n")' \
 	  > $$($(FLOOR)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/zz_shared.pth
+	@touch $@
+
+# Every `NAME>=FLOOR` of pyproject.toml as `NAME==FLOOR`.
+$(LOWEST)/.lowest: pyproject.toml | $(VENV)/pyvenv.cfg
+	$(BIN)/python -m venv --clear $(LOWEST)
+	grep -oE '"[A-Za-z0-9-]+>=[0-9.]+' pyproject.toml | sed 's/"//; s/>=/==/' | sort -u > $(LOWEST)/lowest.txt
+	$(LOWEST)/bin/python -m pip install --disable-pip-version-check -c $(LOWEST)/lowest.txt -e ".[notebooks,export,cluster,dev]"
 	@touch $@
 
 $(VENV)/pyvenv.cfg:
