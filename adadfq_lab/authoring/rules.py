@@ -17,6 +17,7 @@ from types import ModuleType
 import adadfq_lab
 from adadfq_lab.authoring.build import NOTE, TAGS, Cell, Notebook, outdated, read, sources, students_copy, tags
 from adadfq_lab.authoring.pages import FOLDER, GENERATED
+from adadfq_lab.machine.environment import hiding
 
 MIN_CELLS, MAX_CELLS = 35, 50
 MAX_CODE, MAX_CELL, MAX_BYTES = 250, 25, 200_000
@@ -31,6 +32,7 @@ def problems(folder: Path = FOLDER) -> tuple[list[str], list[str]]:
     stale, used = outdated(folder)
     found = [f"{path.relative_to(folder)} does not follow from its source; run adadfq course build" for path in stale]
     notes = [f"{path.relative_to(folder)} was changed or run; adadfq course build leaves it as it is" for path in used]
+    found += [f"{path.relative_to(folder.resolve())} hides the module {path.stem}; rename it" for path in hiding(folder)]
     known = {path.stem for path in sources(folder)}
     strays = {path.relative_to(folder) for path in folder.glob("**/[0-9][0-9]_*.*") if path.parent.name != "backup"}
     found += [f"{path} has no source" for path in sorted(strays) if path.suffix in (".ipynb", ".py") and path.stem not in known]

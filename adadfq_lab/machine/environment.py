@@ -1,4 +1,4 @@
-"""Where a notebook runs: versions, device, how live figures are drawn, and whether everything is to take seconds.
+"""Where a notebook runs: versions, device, how live figures are drawn, and whether it is cut short to take seconds.
 
 Three environment variables:
 
@@ -10,7 +10,10 @@ Three environment variables:
 import os
 import platform
 import sys
+from importlib.machinery import PathFinder
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
@@ -67,9 +70,29 @@ def _version(package: str) -> str:
         return "not installed"
 
 
+def hiding(folder: Path) -> list[Path]:
+    """Files and packages in `folder` that Python imports instead of a module of its own or of an installed package."""
+    folder = folder.resolve()
+    elsewhere = [entry for entry in sys.path if entry and Path(entry).resolve() != folder]
+    found = []
+    for path in sorted([*folder.glob("*.py"), *(one.parent for one in folder.glob("*/__init__.py"))]):
+        spec = PathFinder.find_spec(path.stem, elsewhere)
+        installed = spec is not None and spec.loader is not None and path.stem != "adadfq_lab"
+        if path.stem in sys.stdlib_module_names or installed:
+            found.append(path)
+    return found
+
+
 def check_env() -> None:
-    """Prints what runs here, in a few lines: versions, device, free GPU memory, live figures, fast mode."""
-    import torch
+    """Print what runs here, in a few lines: versions, device, free GPU memory, live figures, fast mode.
+
+    Raises UserError if this kernel lacks torch or plotly, or if a file beside the notebook hides a module, such as `torch.py`.
+    """
+    if {"", os.getcwd()} & set(sys.path) and (hidden := hiding(Path.cwd())):
+        raise UserError(f"{hidden[0]} hides the module {hidden[0].stem}; rename it and restart the kernel")
+    if absent := [name for name in ("torch", "plotly") if find_spec(name) is None]:
+        raise UserError(f"{sys.executable} lacks {' and '.join(absent)}; choose the kernel that has adadfq_lab's packages")
+    import torch  # not at the top: a `torch.py` beside the notebook would be imported before it is named
 
     versions = ", ".join(f"{name} {_version(name)}" for name in SHOWN)
     print(f"adadfq_lab {_version('adadfq-lab')} on Python {platform.python_version()}, {versions}")
@@ -86,7 +109,7 @@ INSTALL = 'pip install "adadfq-lab[export]"'
 
 
 def import_extra(name: str, install: str = INSTALL) -> ModuleType:
-    """A package that this package does not need to be installed, but what was asked for does."""
+    """An optional package. Raises UserError with the command that installs it if it is missing."""
     from importlib import import_module
 
     try:

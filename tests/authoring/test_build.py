@@ -427,6 +427,29 @@ def test_live_backend_follows_the_ladder(monkeypatch):
         environment.live_backend()
 
 
+@pytest.mark.parametrize("name", ["torch.py", "types.py", "numpy/__init__.py"])
+def test_a_file_that_hides_a_module_is_named(name, tmp_path, monkeypatch):
+    """A file beside the notebook that Python would import in place of a module is named, here and by course check."""
+    folder = small_course(tmp_path / "notebooks")
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend("")
+    (folder / "my_helpers.py").write_text("")
+    assert environment.hiding(folder) == []
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text("")
+    module = name.split("/")[0].removesuffix(".py")
+    with pytest.raises(UserError, match=rf"{re.escape(str(folder))}.{name.split('/')[0]} hides the module {module}; rename it"):
+        environment.check_env()
+    assert any(f"hides the module {module}" in line for line in rules.problems(folder)[0])
+
+
+def test_a_kernel_without_torch_is_named(monkeypatch):
+    """If the kernel's Python has no torch, its path is in the message."""
+    monkeypatch.setattr(environment, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=f"{re.escape(sys.executable)} lacks torch and plotly"):
+        environment.check_env()
+
+
 def test_check_env_prints_versions_device_and_backend(capsys):
     """check_env says, in three lines, what runs, on which device, and how live runs are shown."""
     environment.check_env()
