@@ -56,16 +56,9 @@ dashboard: $(VENV)/.dashboard  ## the bounds explorer as a web page of its own, 
 	$(BIN)/voila notebooks/dashboard.ipynb --Voila.ip=127.0.0.1 $(ARGS)
 
 workshop: $(VENV)/.dev  ## build/workshop.zip: wheel, students' notebooks, constraints; installs from a package registry
-	rm -rf build/workshop build/workshop.zip && mkdir -p build/workshop/notebooks
+	rm -rf build/workshop build/workshop.zip && mkdir -p build/workshop
 	$(BIN)/python -m hatchling build -t wheel -d build/workshop
-	cp notebooks/[0-9]*.ipynb notebooks/[0-9]*.py build/workshop/notebooks
-	$(BIN)/python -c 'from adadfq_lab.authoring.pages import PAGES, index; print(index([name for name, _, _ in PAGES], handout=True), end="")' \
-	  > build/workshop/notebooks/index.md
-	cp constraints.txt LICENSE build/workshop
-	printf '%s\n' '# Python 3.11 or newer; then: sh install.sh. It needs a package registry, no GPU, and nothing else.' 'set -e' \
-	  'cd "$$(dirname "$$0")"' '"$${PYTHON:-python3}" -m venv .venv' \
-	  '.venv/bin/python -m pip install -c constraints.txt "$$(ls "$$PWD"/adadfq_lab-*.whl)[notebooks]"' \
-	  'echo "ready; open the first notebook with: .venv/bin/jupyter lab notebooks/00_welcome.ipynb"' > build/workshop/install.sh
+	$(BIN)/python -m adadfq_lab.authoring.workshop build/workshop
 	cd build/workshop && $(abspath $(BIN))/python -m zipfile -c ../workshop.zip ./*
 
 lint: $(VENV)/.dev  ## ruff (notebooks included), mypy, and the import contract
