@@ -1,7 +1,8 @@
 """What happened in a game: a `Record` of each round, and so far, as columns: what plots draw, recordings store, exercises read.
 
 A `Recorder` takes in the records of `Game.play`, one a round, from the thread that plays; `history()` gives whoever asks,
-from any thread, a `History` that does not change any more. Its columns, R rounds of N samples each:
+from any thread, a `History` that does not change any more, and `drawn()` a short one to draw, of at most 256 rows however
+many rounds were played. The columns of a `History`, R rounds of N samples each:
 
     round            (R,)     number of the round
     h_prime, entropy (R, N)   H' and H_info of each sample, the latter in nats
@@ -14,6 +15,7 @@ from any thread, a `History` that does not change any more. Its columns, R round
 
 import math
 import threading
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -25,6 +27,9 @@ from torch import Tensor
 from adadfq_lab.equations import Bounds
 
 Column = NDArray[np.float32]
+Row = Mapping[str, float | Column]
+SAMPLES = 320
+"""How many samples "the last samples" of a history are, unless told otherwise."""
 
 
 @dataclass(frozen=True)
@@ -74,11 +79,22 @@ class Mark:
 
 @dataclass(frozen=True)
 class History:
-    """The rounds so far, as columns; see the module's docstring. `history["h_prime"]` is a column."""
+    """The rounds so far, as columns; see the module's docstring. `history["h_prime"]` is a column.
+
+    recent: the last rounds as they were, if the rows of this history are means of several rounds each
+    rounds: how many rounds it stands for, in that case
+    """
 
     columns: dict[str, Column] = field(default_factory=dict)
     marks: tuple[Mark, ...] = ()
     classes: int = 10
+    recent: "History | None" = None
+    rounds: int | None = None
+
+    @property
+    def played(self) -> int:
+        """How many rounds were played."""
+        return len(self) if self.rounds is None else self.rounds
 
     def __len__(self) -> int:
         return len(self.columns["round"]) if "round" in self.columns else 0
@@ -98,6 +114,8 @@ class History:
 
     def bounds(self) -> Bounds:
         """The bounds of the last round."""
+        if self.recent is not None:
+            return self.recent.bounds()
         return Bounds(round(float(self["lower"][-1]), 6), round(float(self["upper"][-1]), 6))
 
     def upto(self, count: int) -> "History":
@@ -106,8 +124,10 @@ class History:
         marks = tuple(mark for mark in self.marks if mark.round <= last) if count else ()
         return History({name: column[:count] for name, column in self.columns.items()}, marks, self.classes)
 
-    def last_samples(self, count: int = 320) -> Column:
+    def last_samples(self, count: int = SAMPLES) -> Column:
         """H' of at least the last `count` samples, or of all there are, flat."""
+        if self.recent is not None:
+            return self.recent.last_samples(count)
         column = self["h_prime"]
         if not len(self):
             return column.reshape(-1)
@@ -127,6 +147,110 @@ def thin(column: Column, points: int) -> Column:
     return means
 
 
+class Thinned:
+    """A game of any length in at most KEPT rows, means of equally long stretches of rounds, which grow with the game.
+
+    Samples of a stretch are averaged in order of size, so that means and quantiles of a row are the means of those of its
+    rounds. Of what was measured beside the game ("test.") each row has the last value. Memory and the time of `history` do not
+    depend on the number of rounds.
+    """
+
+    KEPT = 256
+
+    def __init__(self, classes: int = 10) -> None:
+        self.classes = classes
+        self.rounds = 0
+        self._length = 1
+        self._sums: dict[str, NDArray[np.float64]] = {}
+        self._counts: dict[str, NDArray[np.int64]] = {}
+        self._recent: deque[Row] = deque()
+        self._first = 0.0
+
+    def add(self, row: Row) -> None:
+        """Takes in one round: its number as "round", and what else is known of it, numbers and arrays of samples."""
+        if self.rounds == self._length * self.KEPT:
+            self._halve()
+        if self.rounds == 0:
+            self._first = float(row["round"])
+        at = self.rounds // self._length
+        for name, value in row.items():
+            samples = np.asarray(value, np.float64)
+            if name not in self._sums:
+                self._sums[name], self._counts[name] = np.zeros((self.KEPT, *samples.shape)), np.zeros(self.KEPT, np.int64)
+            if not np.isfinite(samples).all():
+                continue
+            sums, counts = self._sums[name], self._counts[name]
+            if samples.ndim and self._length > 1:
+                samples = np.sort(np.resize(samples, sums.shape[1:]))
+            if name.startswith("test."):
+                sums[at], counts[at] = samples, 1
+            else:
+                sums[at] += np.resize(samples, sums.shape[1:])
+                counts[at] += 1
+        self.rounds += 1
+        self._recent.append(row)
+        while len(self._recent) > 10 and sum(np.size(old.get("h_prime", 0.0)) for old in self._recent) > 2 * SAMPLES:
+            self._recent.popleft()
+
+    def _halve(self) -> None:
+        """Makes one stretch of every two."""
+        for name, sums in self._sums.items():
+            counts = self._counts[name]
+            if sums.ndim > 1 and self._length == 1:
+                sums.sort(axis=1)
+            if name.startswith("test."):
+                later = counts[1::2] > 0
+                halved, number = np.where(later, sums[1::2], sums[::2]), np.maximum(counts[1::2], counts[::2])
+            else:
+                halved, number = sums[::2] + sums[1::2], counts[::2] + counts[1::2]
+            half = self.KEPT // 2
+            sums[:half], sums[half:], counts[:half], counts[half:] = halved, 0, number, 0
+        self._length *= 2
+
+    def history(self, marks: tuple[Mark, ...] = ()) -> History:
+        """What was taken in so far. As long as there are at most KEPT rounds, each row is a round as it was."""
+        rows = -(-self.rounds // self._length)
+        columns: dict[str, Column] = {}
+        for name, sums in self._sums.items():
+            counts = self._counts[name][:rows].reshape(-1, *(1,) * (sums.ndim - 1))
+            means = np.where(counts > 0, sums[:rows] / np.maximum(counts, 1), np.nan)
+            columns[name] = means.astype(np.float32)
+        if self._length == 1:
+            return History(columns, marks, self.classes)
+        recent = _Columns()
+        for row in self._recent:
+            recent.add(row)
+        columns["round"][0], columns["round"][-1] = self._first, float(self._recent[-1]["round"])
+        return History(columns, marks, self.classes, History(recent.columns(), (), self.classes), self.rounds)
+
+
+class _Columns:
+    """Rows as columns that grow; what `columns` returns is not copied, and does not change when rows are added."""
+
+    def __init__(self) -> None:
+        self._arrays: dict[str, Column] = {}
+        self._rows, self._room = 0, 64
+
+    def add(self, row: Row) -> None:
+        if self._rows == self._room:
+            self._room *= 2
+            for name, array in self._arrays.items():
+                self._arrays[name] = np.full((self._room, *array.shape[1:]), np.nan, np.float32)
+                self._arrays[name][: self._rows] = array
+        for name in row.keys() - self._arrays.keys():
+            self._arrays[name] = np.full((self._room, *np.shape(row[name])), np.nan, np.float32)
+        for name, value in row.items():
+            array = self._arrays[name]
+            array[self._rows] = np.resize(value, array.shape[1:]) if array.ndim > 1 else value
+        self._rows += 1
+
+    def columns(self) -> dict[str, Column]:
+        found = {name: array[: self._rows] for name, array in self._arrays.items()}
+        for column in found.values():
+            column.flags.writeable = False
+        return found
+
+
 class Recorder:
     """Collects records, from one thread, for readers in others."""
 
@@ -134,42 +258,51 @@ class Recorder:
         self.classes = classes
         self._lock = threading.Lock()
         self._pending: list[tuple[Record, dict[str, float]]] = []
-        self._columns: dict[str, list[Any]] = {}
+        self._columns = _Columns()
+        self._thinned = Thinned(classes)
         self._marks: list[Mark] = []
         self._bounds: Bounds | None = None
-        self._rounds = 0
 
     def add(self, record: Record, measured: Mapping[str, float] | None = None) -> None:
         """Takes in one round, and what was `measured` after it, as {"test.accuracy": percent}.
 
-        The record's tensors are not looked at before somebody asks: an accelerator is not waited for.
+        The record's tensors are read when a history is asked for, so that the game does not wait for an accelerator; and every
+        1,000 rounds, so that they do not pile up.
         """
         with self._lock:
             if self._bounds is not None and record.bounds != self._bounds:
                 self._marks.append(Mark(record.index, _change(self._bounds, record.bounds)))
             self._bounds = record.bounds
             self._pending.append((record, dict(measured or {})))
+            if len(self._pending) >= 1000:
+                self._settle()
 
     def history(self) -> History:
-        """Everything so far, as it will stay."""
+        """Everything so far; it does not change any more, and must not be written to."""
         with self._lock:
             self._settle()
-            columns = {name: np.asarray(values, np.float32) for name, values in self._columns.items()}
-            return History(columns, tuple(self._marks), self.classes)
+            return History(self._columns.columns(), tuple(self._marks), self.classes)
+
+    def drawn(self) -> History:
+        """The game so far in at most 256 rows, for figures: takes the same time at any round."""
+        with self._lock:
+            self._settle()
+            return self._thinned.history(tuple(self._marks))
 
     def _settle(self) -> None:
         pending, self._pending = self._pending, []
         for record, measured in pending:
-            row: dict[str, Any] = {"round": record.index, "agreement": float(record.agreement)}
+            row: dict[str, float | Column] = {"round": record.index, "agreement": float(record.agreement)}
             row |= {"lower": record.bounds.lower, "upper": record.bounds.upper}
-            row |= {"h_prime": record.h_prime.tolist(), "entropy": record.entropy.tolist()}
+            row |= {"h_prime": _samples(record.h_prime), "entropy": _samples(record.entropy)}
             row |= {name: float(value) for name, value in record.terms.items()} | measured
             row |= {k: float(g) for k, g in (("gain_g", record.gain_g), ("gain_q", record.gain_q)) if g is not None}
-            for name in row.keys() - self._columns.keys():
-                self._columns[name] = [math.nan] * self._rounds
-            for name, column in self._columns.items():
-                column.append(row.get(name, math.nan))
-            self._rounds += 1
+            self._columns.add(row)
+            self._thinned.add(row)
+
+
+def _samples(values: Tensor) -> Column:
+    return np.asarray(values.tolist(), np.float32)
 
 
 def _change(old: Bounds, new: Bounds) -> str:

@@ -8,6 +8,7 @@ continues a log that is what it was, and says in one line what is missing from o
 import dataclasses
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterator
 from contextlib import suppress
@@ -73,6 +74,22 @@ def iterate_records(path: Path) -> Iterator[dict[str, Any]]:
 def read_records(path: Path) -> list[dict[str, Any]]:
     """The records of a log, in a list; raises as `iterate_records` does."""
     return list(iterate_records(path))
+
+
+def number(value: object) -> float | None:
+    """`value` as a finite number; None if it is anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        found = float(value)
+    except OverflowError:
+        return None
+    return found if math.isfinite(found) and abs(found) < 1e15 else None
+
+
+def numbers(values: object) -> list[float]:
+    """The finite numbers in a list; none if it is not a list."""
+    return [found for value in values if (found := number(value)) is not None] if isinstance(values, list) else []
 
 
 # What a resumed run finds

@@ -3,7 +3,7 @@
 import html
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,11 @@ from adadfq_lab.data.image_sets import ImageSet
 from adadfq_lab.data.loading import load_data
 from adadfq_lab.errors import UserError
 from adadfq_lab.game.game import Game
-from adadfq_lab.game.history import Column, History
+from adadfq_lab.game.history import Column, History, Thinned
 from adadfq_lab.machine.files import write_atomically
 from adadfq_lab.runs.config import read_config
 from adadfq_lab.runs.folder import last_checkpoint
-from adadfq_lab.runs.log import read_records
+from adadfq_lab.runs.log import iterate_records, number, numbers
 from adadfq_lab.runs.players import fitting_data
 from adadfq_lab.teacher.teacher import Teacher
 from adadfq_lab.teacher.teacher_files import load_teacher
@@ -48,30 +48,30 @@ LABELS = {
 }
 
 
-def as_history(records: Sequence[dict[str, Any]], classes: int = 10) -> History:
-    """The lines of a records.jsonl as a `History`; accuracies are columns "test.accuracy", "test.low" and "test.high"."""
-    rows = [_numbers(record) for record in records]
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    columns: dict[str, Column] = {
-        name: np.array([row.get(name, math.nan) for row in rows], np.float32)
-        for name in names
-        if name not in ("h_prime", "entropy")
-    }
-    for name in ("h_prime", "entropy"):
-        samples = [np.asarray(record.get(name) or [math.nan], np.float32) for record in records]
-        width = max(map(len, samples), default=1)
-        columns[name] = np.stack([np.resize(one, width) for one in samples]) if samples else np.zeros((0, 1), np.float32)
-    return History(columns, classes=classes)
+def as_history(records: Iterable[dict[str, Any]], classes: int = 10) -> History:
+    """The lines of a records.jsonl as a `History` of at most 256 rows; accuracies are "test.accuracy", "test.low", "test.high".
+
+    The records may come one at a time, so that a log of any length takes the same memory.
+    """
+    thinned = Thinned(classes)
+    for record in records:
+        thinned.add(_row(record))
+    return thinned.history()
 
 
-def _numbers(record: dict[str, Any]) -> dict[str, float]:
+def _row(record: dict[str, Any]) -> dict[str, float | Column]:
     """What of a line is a number; the gains of the warm-up, in which Q does not move, are left out."""
-    found = {name: float(v) for name, v in record.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+    found: dict[str, float | Column] = {name: value for name, v in record.items() if (value := number(v)) is not None}
     if record.get("phase") == "warm-up":
         found = {name: value for name, value in found.items() if not name.startswith("gain_")}
+    for name in ("h_prime", "entropy"):
+        if samples := numbers(record.get(name)):
+            found[name] = np.asarray(samples, np.float32)
     measured = record.get("accuracy") or record.get("calibrated")
     if isinstance(measured, dict):
-        found |= {"test.accuracy": measured["top1"], "test.low": measured["low"], "test.high": measured["high"]}
+        for name, key in (("test.accuracy", "top1"), ("test.low", "low"), ("test.high", "high")):
+            if (value := number(measured.get(key))) is not None:
+                found[name] = value
     return found
 
 
@@ -119,7 +119,7 @@ def write_report(folder: Path, game: Game, teacher: Teacher, data: ImageSet, *, 
 
     interactive: figures of plotly, which is then in the file, in place of SVG
     """
-    history = as_history(read_records(folder / "records.jsonl"), len(data.classes))
+    history = as_history(iterate_records(folder / "records.jsonl"), len(data.classes))
     result = json.loads((folder / "result.json").read_text())
     config = json.loads((folder / "config.json").read_text())
     rows = "".join(

@@ -26,7 +26,7 @@ from adadfq_lab.machine.files import write_atomically
 from adadfq_lab.machine.reading import open_regular
 from adadfq_lab.machine.timing import duration
 from adadfq_lab.runs.config import RunConfig, read_config
-from adadfq_lab.runs.log import LONGEST, record_of
+from adadfq_lab.runs.log import LONGEST, number, numbers, record_of
 from adadfq_lab.views.pages import page
 
 LATELY = 200  # rounds that "now" is an average over
@@ -135,22 +135,6 @@ def _measured(text: bytes) -> dict[str, Any] | None:
 
 
 _DECODER = json.JSONDecoder()
-
-
-def number(value: object) -> float | None:
-    """`value` as a finite number; None if it is anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        found = float(value)
-    except OverflowError:
-        return None
-    return found if math.isfinite(found) and abs(found) < 1e15 else None
-
-
-def numbers(values: object) -> list[float]:
-    """The finite numbers in a list; none if it is not a list."""
-    return [found for value in values if (found := number(value)) is not None] if isinstance(values, list) else []
 
 
 def top1(record: dict[str, Any]) -> float | None:

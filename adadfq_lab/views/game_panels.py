@@ -230,10 +230,11 @@ def describe(history: History) -> str:
     inside = float(((h_prime > bounds.lower) & (h_prime < bounds.upper)).mean())
     known = history["test.accuracy"][np.isfinite(history["test.accuracy"])]
     right = f" Q is right on {known[-1]:.1f} % of the real test images." if len(known) else ""
+    agreed = float((history.recent or history)["agreement"][-10:].mean())
     return (
-        f"{len(history)} rounds played. H′ of the last {len(h_prime)} samples: mean {h_prime.mean():.2f}, "
+        f"{history.played} rounds played. H′ of the last {len(h_prime)} samples: mean {h_prime.mean():.2f}, "
         f"{100 * inside:.0f} % between λ_l = {bounds.lower:g} and λ_u = {bounds.upper:g}. "
-        f"P and Q agree on {100 * float(history['agreement'][-10:].mean()):.0f} % of the generated images.{right}"
+        f"P and Q agree on {100 * agreed:.0f} % of the generated images.{right}"
     )
 
 

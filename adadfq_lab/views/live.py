@@ -228,7 +228,7 @@ class LiveRun:
         release_freed_memory()
         try:
             self._publish(force=True)
-            self._view.finish(self.history)
+            self._view.finish(self._recorder.drawn())
             if self._controls is not None:
                 self._controls.replace(self._status_bundle())
         except Exception as error:  # a figure that cannot be drawn must not hang whoever waits for the run
@@ -246,8 +246,8 @@ class LiveRun:
         if force and self._published > 0:
             time.sleep(max(0.0, self._published + INTERVAL - now))
         self._published = time.monotonic()
+        self._view.publish(self._recorder.drawn())
         history = self.history
-        self._view.publish(history)
         for function in self.on_publish:
             function(history)
         self._show_state(history)

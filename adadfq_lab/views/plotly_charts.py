@@ -4,6 +4,7 @@ Everything is sent as lists: arrays would become binary buffers in a widget's st
 """
 
 from collections.abc import Sequence
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -85,7 +86,7 @@ def _above(panel: Panel) -> tuple[float, float]:
 
 
 def _numbers(values: Any) -> list[float | None]:
-    return [float(f"{value:.6g}") if np.isfinite(value) else None for value in array(values)]
+    return [float(f"{value:.6g}") if isfinite(value) else None for value in array(values).tolist()]
 
 
 def _shade(color: str) -> str:

@@ -12,6 +12,8 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Protocol
 
+import numpy as np
+
 from adadfq_lab.game.history import History
 from adadfq_lab.views.axes import typeset
 from adadfq_lab.views.charts import Panel, standing_alone
@@ -166,6 +168,7 @@ class FigureView:
         self._box: Any = None
         self._below = Shown(None, {"text/html": "", "text/plain": ""})
         self._silent: float | None = None
+        self._around: tuple[list[Any], list[Any]] = [], []
 
     @cached_property
     def figure(self) -> Any:
@@ -198,13 +201,15 @@ class FigureView:
                 number = "" if i == 0 else str(i + 1)
                 notes[i]["text"] = typeset(panel.title)
                 for trace in traces(panel):
-                    one = next(drawn)
-                    one.x, one.y = trace["x"], trace["y"]
+                    one = next(drawn)  # arrays, as plotly looks at every number of a list
+                    one.x, one.y = np.array(trace["x"], np.float32), np.array(trace["y"], np.float32)
                 self._ranges(panel, number)
                 lines, words = rules(panel, number)
                 shapes += lines
                 notes += words
-            self.figure.layout.shapes, self.figure.layout.annotations = shapes, notes
+            if (shapes, notes) != self._around:
+                self.figure.layout.shapes, self.figure.layout.annotations = shapes, notes
+                self._around = shapes, notes
         self._listen()
 
     def _listen(self) -> None:
