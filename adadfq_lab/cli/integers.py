@@ -38,23 +38,28 @@ def export(
 def verify(
     file: tyro.conf.Positional[Path],
     data: str = "",
+    teacher: str = "",
     runtime: Literal["onnxruntime", "openvino"] = "onnxruntime",
     json: Json = False,
 ) -> None:
-    """Run an exported file and see: is it integer, does it score what the student scores, how large and how fast is it?
+    """Run an exported file and see: is it integer, is it the student, how near to the teacher, how large and how fast is it?
 
-    Exit status 1 if a convolution is not computed on integers. For example: adadfq verify q.onnx
+    Exit status 1 if a convolution is not computed on integers, or the file computes something else than its student. Verify
+    only files you trust: a runtime is native code. For example: adadfq verify q.onnx
 
     Args:
         file: What `adadfq export` wrote.
         data: fashion_mnist, cifar10, cifar100, NAME for NAME_test.npz in the folder ADADFQ_DATA, or a folder of images.
             If empty, what the teacher was trained on: its shipped images, or those in ADADFQ_DATA.
+        teacher: The teacher to compare with, by name or file. If empty, the shipped one that the student was made from.
         runtime: What runs the file.
     """
     from adadfq_lab.data.loading import load_data
     from adadfq_lab.integers.verification import verify as run_it
+    from adadfq_lab.teacher.teacher_files import load_teacher
 
-    found = run_it(file, load_data(data, "test") if data else None, runtime=runtime)
+    images, P = load_data(data, "test") if data else None, load_teacher(teacher) if teacher else None
+    found = run_it(file, images, teacher=P, runtime=runtime)
     say(found.as_json(), found.table(), json)
     if not found.ok:
         sys.exit(1)

@@ -3,7 +3,7 @@
     export_onnx(Q, Path("q.onnx"), P)
 
 writes three files: `q.onnx`, which ONNX Runtime runs; `q.student.safetensors`, the student itself, so that `verify` can
-compare; and `q.packed.safetensors`, the weights at n bits each. `onnx_graph` tells how the integers are laid out.
+compare; and `q.packed.safetensors`, the weights at n bits each. `onnx_file.graph` tells how the integers are laid out.
 
 On a CPU a 3-bit network runs at int8 speed: its integers lie in bytes. The three bits pay in storage and on hardware that is
 built for them.
@@ -11,18 +11,25 @@ built for them.
 
 import dataclasses
 import json
+import math
+import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
+
 from adadfq_lab.errors import UserError
 from adadfq_lab.integers.layers import Integers, on_cpu, to_integers
-from adadfq_lab.integers.onnx_graph import OnnxGraph
-from adadfq_lab.integers.onnx_layers import IMAGES, LOGITS, Form, write_operations
+from adadfq_lab.integers.onnx_file.graph import OnnxGraph
+from adadfq_lab.integers.onnx_file.layers import IMAGES, LOGITS, Form, write_operations
 from adadfq_lab.integers.operations import Operation, operations
 from adadfq_lab.integers.packing import pack
-from adadfq_lab.machine.environment import import_extra
+from adadfq_lab.integers.runtimes import available
+from adadfq_lab.integers.trial import trial
+from adadfq_lab.machine.environment import INSTALL, import_extra
 from adadfq_lab.machine.files import write_atomically
 from adadfq_lab.student.student import Student
 from adadfq_lab.student.student_files import save_student
@@ -76,7 +83,10 @@ def export_onnx(
     """Writes `student` to `path` as ONNX in which every convolution and linear layer is an integer operation.
 
     The file takes normalised float32 images "images" `(N, C, H, W)` and gives "logits" `(N, classes)`. Its first integers
-    cover what pixel values in [0, 1] become by the teacher's normalisation; what lies beyond is cut off.
+    cover what pixel values in [0, 1] become by the teacher's normalisation; what lies beyond is cut off. Without a teacher, or
+    if that declares no normalisation (mean 0, deviation 1), they cover what each batch holds.
+
+    Before anything is written, the file is run in ONNX Runtime, if installed, on a few images: see `trial`.
 
     teacher:    the student's; its image shape, normalisation and classes go into the file, and `verify` needs them
     shape:      (C, H, W) of the images, needed only without a teacher
@@ -108,12 +118,22 @@ def export_onnx(
         "input_bits": input_bits,
         "shape": shape,
     }
+    packed = sidecar(path, "packed")
     try:
-        if teacher is not None:
-            facts["student"] = save_student(student, teacher, beside)
-            facts |= {k: getattr(teacher.info, k) for k in ("name", "data", "classes", "mean", "std")}
-        packed = pack(student, sidecar(path, "packed"), table)
-        write_atomically(path, _model(onnx, graph, steps, shape, facts))
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+            draft = Path(folder) / path.name
+            if teacher is not None:
+                facts["student"] = save_student(student, teacher, sidecar(draft, "student"))
+                facts |= {k: getattr(teacher.info, k) for k in ("name", "data", "classes", "mean", "std")}
+                facts["teacher"] = teacher.info.sha256
+            pack(student, sidecar(draft, "packed"), table)
+            content = _model(onnx, graph, steps, shape, facts)
+            tried = _try(content, student, steps, table, teacher, shape, exact=form == "exact" and input_bits == 24)
+            write_atomically(draft, content)
+            if teacher is not None:
+                os.replace(sidecar(draft, "student"), beside)
+            os.replace(sidecar(draft, "packed"), packed)
+            os.replace(draft, path)
     except OSError as error:
         raise UserError(f"cannot write {path} ({error.strerror}); choose another --output") from None
     layers = [table.layers[step.target].kind for step in steps if step.kind in ("conv", "linear")]
@@ -126,8 +146,37 @@ def export_onnx(
         layers.count("linear"),
         path.stat().st_size,
         packed.stat().st_size,
-        notes(student, table, steps, form, input_bits),
+        (tried, *notes(student, table, steps, form, input_bits)),
     )
+
+
+def _try(
+    content: bytes,
+    student: Student,
+    steps: list[Operation],
+    table: Integers,
+    teacher: Teacher | None,
+    shape: tuple[int, ...],
+    *,
+    exact: bool,
+) -> str:
+    """One line on what running the file showed; raises UserError if it does not run, or computes something else than Q."""
+    images = max(2, min(16, 2**16 // math.prod(shape)))
+    pixels = torch.rand(images, *shape, generator=torch.Generator().manual_seed(0))
+    mean, std = (
+        (0.5, 0.25) if teacher is None else (torch.tensor(v).view(-1, 1, 1) for v in (teacher.info.mean, teacher.info.std))
+    )
+    x = ((pixels - mean) / std).to(next(student.parameters()).dtype)
+    if not available():
+        return f"The file has not been run, for want of ONNX Runtime: {INSTALL}, then adadfq verify FILE."
+    found = trial(content, student, steps, table, x, exact=exact)
+    if found.fault:
+        raise UserError(
+            f"ONNX Runtime does not compute what the student computes: {found.fault}; nothing was written. The fault is "
+            "in adadfq_lab: please report the network"
+        )
+    ties = f"{found.differing:,} of {found.codes:,} codes differ, " + ("all rounding ties" if exact else "by rounding")
+    return f"Run in ONNX Runtime on {images} images of random pixels, each layer computes what the student's does: {ties}."
 
 
 def notes(student: Student, table: Integers, steps: list[Operation], form: Form, input_bits: int) -> tuple[str, ...]:
@@ -150,16 +199,30 @@ def notes(student: Student, table: Integers, steps: list[Operation], form: Form,
             f"Q leaves the input of {', '.join(left)} float; here it is {input_bits}-bit integers. "
             f"every_input=True (--every-input) puts it on {activations} bits."
         )
-    between = sorted({step.options.get("function", step.kind) for step in steps if step.kind in _FLOAT_KINDS})
+    between = sorted({spoken(step) for step in steps if step.kind in _FLOAT_KINDS})
     said.append(
         "Between the integers of two layers, scale, bias"
-        + "".join(f", {kind.replace('_', ' ')}" for kind in between)
+        + "".join(f", {kind}" for kind in between)
         + " are float32, elementwise."
     )
     return tuple(said)
 
 
-_FLOAT_KINDS = ("arithmetic", "average_pool", "adaptive_pool", "batch_norm", "elementwise")
+_FLOAT_KINDS = (
+    "arithmetic",
+    "average_pool",
+    "adaptive_pool",
+    "batch_norm",
+    "elementwise",
+    "layer_norm",
+    "reduce_mean",
+    "reduce_sum",
+)
+
+
+def spoken(step: Operation) -> str:
+    """The name of an operation or of its function as a user writes it."""
+    return str(step.options.get("function", step.kind)).removesuffix("_kernel").strip("_").replace("_", " ")
 
 
 def sidecar(path: Path, kind: str) -> Path:
@@ -167,9 +230,17 @@ def sidecar(path: Path, kind: str) -> Path:
     return path.with_name(f"{path.stem}.{kind}.safetensors")
 
 
+def declares_range(mean: tuple[float, ...], std: tuple[float, ...]) -> bool:
+    """Whether a normalisation says which numbers images have: that of pixel values in [0, 1].
+
+    Mean 0 and deviation 1 say nothing: a user whose own loader normalises leaves the two out.
+    """
+    return bool(mean) and bool(std) and (set(mean), set(std)) != ({0.0}, {1.0})
+
+
 def _image_bounds(teacher: Teacher | None) -> tuple[float, float] | None:
-    """Between which numbers every normalised image lies, whatever it shows."""
-    if teacher is None:
+    """Between which numbers every normalised image lies, whatever it shows; None if that is not known."""
+    if teacher is None or not declares_range(teacher.info.mean, teacher.info.std):
         return None
     both = list(zip(teacher.info.mean, teacher.info.std, strict=True))
     return min(-m / s for m, s in both), max((1 - m) / s for m, s in both)

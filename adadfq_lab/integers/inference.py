@@ -8,6 +8,7 @@ Slow and clear. This and Q's forward round their floats in different places, so 
 rounding tie within float precision, and only there; `compare_layers` counts.
 """
 
+import math
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -149,40 +150,52 @@ def _apply(
         return _MOVES[step.kind](step, reals, 0)
     if step.kind == "average_pool":
         return _average(step, first)
-    if step.kind == "arithmetic":
-        operands = iter(reals)
-        left, right = (next(operands) if number is None else number for number in step.options["operands"])
-        out: Tensor = getattr(operator, step.options["function"])(left, right)
-    elif step.kind == "batch_norm":
-        out = student.graph.get_submodule(step.target)(reals[0])
-    elif step.kind == "adaptive_pool":
-        out = F.adaptive_avg_pool2d(reals[0], (step.shape[1], step.shape[2]))
-    else:
-        out = _elementwise(step.options, reals[0])
+    return _FLOATS[step.kind](step.options, reals).reshape(-1, *step.shape)
+
+
+# Functions of two tensors, and ONNX's names for them.
+ARITHMETIC: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], str]] = {
+    "add": (operator.add, "Add"),
+    "sub": (operator.sub, "Sub"),
+    "mul": (operator.mul, "Mul"),
+    "truediv": (operator.truediv, "Div"),
+    "pow": (operator.pow, "Pow"),
+    "maximum": (torch.maximum, "Max"),
+    "minimum": (torch.minimum, "Min"),
+}
+
+
+def _arithmetic(options: dict[str, Any], reals: list[Tensor]) -> Tensor:
+    operands = iter(reals)
+    left, right = (next(operands) if number is None else number for number in options["operands"])
+    function, _ = ARITHMETIC[options["function"]]
+    out: Tensor = function(torch.as_tensor(left, dtype=reals[0].dtype), torch.as_tensor(right, dtype=reals[0].dtype))
     return out
 
 
-def _elementwise(options: dict[str, Any], x: Tensor) -> Tensor:
-    match options["function"]:
-        case "clamp":
-            return x.clamp(*options["limits"])
-        case "leaky_relu":
-            return torch.where(x > 0, x, options["slope"] * x)
-        case "gelu":
-            return F.gelu(x, approximate=options["approximate"])
-        case function:
-            return _FUNCTIONS[function](x)
+def _elementwise(options: dict[str, Any], reals: list[Tensor]) -> Tensor:
+    rest = {name: value for name, value in options.items() if name != "function"}
+    out: Tensor = getattr(torch.ops.aten, options["function"])(reals[0], **rest)
+    return out
 
 
-_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "neg": torch.neg,
-    "sigmoid": torch.sigmoid,
-    "tanh": torch.tanh,
-    "hardsigmoid": F.hardsigmoid,
-    "hardswish": F.hardswish,
-    "silu": F.silu,
-    "softmax": lambda x: x.softmax(1),
-    "log_softmax": lambda x: x.log_softmax(1),
+def _batch_norm(o: dict[str, Any], reals: list[Tensor]) -> Tensor:
+    return F.batch_norm(reals[0], o["mean"], o["variance"], o["weight"], o["bias"], eps=o["eps"])
+
+
+def _layer_norm(o: dict[str, Any], reals: list[Tensor]) -> Tensor:
+    return F.layer_norm(reals[0], reals[0].shape[-o["over"] :], o["weight"], o["bias"], o["eps"])
+
+
+# Operations on floats: their options and inputs to the result, before it is given its shape.
+_FLOATS: dict[str, Callable[[dict[str, Any], list[Tensor]], Tensor]] = {
+    "arithmetic": _arithmetic,
+    "elementwise": _elementwise,
+    "batch_norm": _batch_norm,
+    "layer_norm": _layer_norm,
+    "adaptive_pool": lambda o, reals: F.adaptive_avg_pool2d(reals[0], o["after"]),
+    "reduce_mean": lambda o, reals: reals[0].mean(o["dims"]),
+    "reduce_sum": lambda o, reals: reals[0].sum(o["dims"]),
 }
 
 
@@ -257,22 +270,39 @@ def _slice(step: Operation, xs: list[Tensor], _: int) -> Tensor:
     out = xs[0]
     for dim, start, stop, stride in step.options["cuts"]:
         out = out[(slice(None),) * dim + (slice(start, stop, stride),)]
-    return out
+    return out.reshape(-1, *step.shape)
 
 
 def _pad(step: Operation, xs: list[Tensor], zero: int) -> Tensor:
     amounts, mode = step.options["amounts"], step.options["mode"]
+    if step.options["lowest"]:
+        lowest = float(torch.iinfo(torch.int32).min) if xs[0].dtype == torch.int32 else -math.inf
+        return F.pad(xs[0].double(), amounts, value=lowest).to(xs[0].dtype)
     if mode == "constant":
         return F.pad(xs[0], amounts, value=zero)
     return F.pad(xs[0].double(), amounts, mode).to(xs[0].dtype)  # which torch does not do with int32
 
 
-# Operations whose results are among their inputs, and zeros: on codes they are what they are on numbers.
+def _largest(step: Operation, xs: list[Tensor], _: int) -> Tensor:
+    reduce = torch.amax if step.kind == "reduce_max" else torch.amin
+    return reduce(xs[0], step.options["dims"]).reshape(-1, *step.shape)
+
+
+def _gather(step: Operation, xs: list[Tensor], _: int) -> Tensor:
+    return xs[0].index_select(step.options["axis"], torch.tensor(step.options["index"]))
+
+
+# Operations whose results are among their inputs, and zeros: they give the same result on codes as on real numbers.
 _MOVES: dict[str, Callable[[Operation, list[Tensor], int], Tensor]] = {
     "max_pool": _max_pool,
     "slice": _slice,
-    "concat": lambda step, xs, zero: torch.cat(xs, 1),
+    "gather": _gather,
+    "concat": lambda step, xs, zero: torch.cat(xs, step.options["axis"]),
+    "stack": lambda step, xs, zero: torch.stack(xs, step.options["axis"]),
+    "expand": lambda step, xs, zero: xs[0].expand(-1, *step.shape),
     "pad": _pad,
+    "reduce_max": _largest,
+    "reduce_min": _largest,
     "reshape": lambda step, xs, zero: xs[0].reshape(-1, *step.shape),
     "transpose": lambda step, xs, zero: xs[0].permute(step.options["order"]),
 }

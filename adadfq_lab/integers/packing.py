@@ -75,7 +75,7 @@ def unpack(path: Path) -> Integers:
         raise UserError(f"{path} holds no packed student")
     try:
         return _unpack(tensors, meta)
-    except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise UserError(f"{path} does not fit its own description ({first_line(error)})") from None
 
 

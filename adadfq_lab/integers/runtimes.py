@@ -5,18 +5,20 @@ graph that it really executes, after all its optimisations. That graph is what c
 into floats stands there as `Conv`, `FusedConv` or `Convolution f32`.
 """
 
+import os
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from adadfq_lab.errors import UserError, first_line
-from adadfq_lab.integers.onnx_layers import IMAGES, LOGITS
+from adadfq_lab.integers.onnx_file.layers import IMAGES, LOGITS
 from adadfq_lab.machine.environment import import_extra
 
 Runtime = Literal["onnxruntime", "openvino"]
@@ -61,20 +63,47 @@ def load(path: Path, runtime: Runtime = "onnxruntime") -> Loaded:
 
 
 def _onnxruntime(path: Path) -> Loaded:
-    onnx, runtime = import_extra("onnx"), import_extra("onnxruntime")
+    onnx = import_extra("onnx")
+    with tempfile.TemporaryDirectory() as folder:
+        optimised = Path(folder) / "executed.onnx"
+        run = session(path.read_bytes(), str(path), optimised)
+        executed = onnx.load(optimised)
+    return Loaded(path, lambda images: run.run([LOGITS], {IMAGES: images})[0], Counter(_op_types(executed.graph)))
+
+
+def _runtime() -> ModuleType:
+    """ONNX Runtime, imported here only: an environment variable must be set first.
+
+    Without it, the runtime looks up a telemetry host at its first session, whatever `disable_telemetry_events` says.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    return import_extra("onnxruntime")
+
+
+def available() -> bool:
+    """Whether ONNX Runtime is installed."""
+    try:
+        return bool(_runtime())
+    except UserError:
+        return False
+
+
+def session(content: bytes, name: str, optimised: Path | None = None) -> Any:
+    """An ONNX Runtime session of the file `content`; `name` is what a message calls it.
+
+    optimised: where to write the graph that is really executed
+    """
+    runtime = _runtime()
     options = runtime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 4
-    with tempfile.TemporaryDirectory() as folder:
-        options.optimized_model_filepath = str(Path(folder) / "executed.onnx")
-        try:
-            # Its fallback to other providers would print a banner and try the same again.
-            providers = ["CPUExecutionProvider"]
-            session = runtime.InferenceSession(path.read_bytes(), options, providers=providers, enable_fallback=0)
-        except Exception as error:  # of a dozen types without a common base, whatever a malformed graph sets off
-            raise UserError(f"ONNX Runtime does not load {path}: {first_line(error)}") from None
-        executed = onnx.load(options.optimized_model_filepath)
-    return Loaded(path, lambda images: session.run([LOGITS], {IMAGES: images})[0], Counter(_op_types(executed.graph)))
+    if optimised is not None:
+        options.optimized_model_filepath = str(optimised)
+    try:
+        # Its fallback to other providers would print a banner and try the same again.
+        return runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"], enable_fallback=0)
+    except Exception as error:  # of a dozen types without a common base, whatever a malformed graph sets off
+        raise UserError(f"ONNX Runtime does not load {name}: {first_line(error)}") from None
 
 
 def _op_types(graph: Any) -> Iterator[str]:

@@ -5,39 +5,37 @@ those of the student it was made from, image by image; its time with that of the
 turn.
 """
 
-import copy
 import dataclasses
 import json
 import math
 import os
-import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from adadfq_lab.data.image_sets import ImageSet
 from adadfq_lab.data.loading import load_data
 from adadfq_lab.errors import UserError
-from adadfq_lab.integers.export import FORMAT, sidecar
+from adadfq_lab.integers.export import FORMAT, declares_range, sidecar
+from adadfq_lab.integers.float_network import float_network, median_times
 from adadfq_lab.integers.layers import on_cpu, to_integers
+from adadfq_lab.integers.operations import operations
 from adadfq_lab.integers.packing import ideal_bytes, pack, unpack
-from adadfq_lab.integers.runtimes import FLOAT_PRODUCTS, INTEGER_CONVS, INTEGER_PRODUCTS, Runtime, load
+from adadfq_lab.integers.runtimes import FLOAT_PRODUCTS, INTEGER_CONVS, INTEGER_PRODUCTS, Runtime, available, load
+from adadfq_lab.integers.trial import trial
 from adadfq_lab.machine.environment import import_extra
 from adadfq_lab.machine.timing import cpu
-from adadfq_lab.student.layers import QuantConv2d, QuantLayer
-from adadfq_lab.student.quantizer import QuantActivation
+from adadfq_lab.student.layers import QuantConv2d
 from adadfq_lab.student.student import Student
 from adadfq_lab.student.student_files import rebuild_student
-from adadfq_lab.teacher.teacher import normalize
+from adadfq_lab.teacher.teacher import Teacher, normalize
+from adadfq_lab.teacher.teacher_files import SHIPPED, load_teacher
 
 LARGEST_IMAGE = 2**26  # numbers; a file that says more was tampered with
 
@@ -53,7 +51,10 @@ class Verification:
     integer_convs, float_convs:     convolutions in the graph that the runtime executes
     integer_linears, float_linears: matrix products in it
     top1_student, top1_file:        percent of the images, None where they have no labels
-    agreement:                      percent of the images for which both predict the same class
+    agreement:                      percent of the images for which the file and the student predict the same class
+    agreement_teacher:              the same for the file and the teacher; None if the teacher is not at hand
+    outside:                        percent of the images with pixels that the file's normalisation does not allow, and so cuts
+    fault:                          where the file first computes something else than its student, "" if nowhere
     bytes, float_bytes:             of the file, and of the float32 network's weights and batch norms
     packed_bytes, ideal_bytes:      of the packed container, and of the weights alone at n bits each
     ms_file, ms_float:              median milliseconds an image takes on one thread; torch float32 for comparison
@@ -70,6 +71,9 @@ class Verification:
     top1_student: float | None
     top1_file: float | None
     agreement: float
+    agreement_teacher: float | None
+    outside: float
+    fault: str
     images: int
     source: str
     bytes: int
@@ -84,23 +88,32 @@ class Verification:
 
     @property
     def ok(self) -> bool:
-        """Whether every convolution of the student is executed, and on integers."""
-        return self.float_convs == 0 and self.integer_convs >= self.convs
+        """Whether every convolution of the student is executed, on integers, and the file computes what the student does."""
+        return self.float_convs == 0 and self.integer_convs >= self.convs and not self.fault
 
     def as_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self) | {"ok": self.ok}
 
     def table(self) -> str:
         """The same as a few lines of text."""
-        verdict = f"{'every' if self.ok else 'NOT every'} convolution is an integer convolution"
+        integer = self.float_convs == 0 and self.integer_convs >= self.convs
+        verdict = f"{'every' if integer else 'NOT every'} convolution is an integer convolution"
+        verdict += f"; it does NOT compute what its student computes: {self.fault}" if self.fault else ""
         scores = "" if self.top1_file is None else f"top-1 {self.top1_file:.2f} %, the student's {self.top1_student:.2f} %; "
+        teacher = "not at hand; give it with teacher=P, or --teacher FILE"
+        if self.agreement_teacher is not None:
+            teacher = (
+                f"the file has the teacher's class for {self.agreement_teacher:.2f} %, which ranks students but is not accuracy"
+            )
         rows = [
             (
                 "convolutions",
                 f"{self.integer_convs} integer, {self.float_convs} float; the student has {self.convs}, some take several",
             ),
             ("linear layers", f"{self.integer_linears} integer, {self.float_linears} float"),
-            ("predictions", f"{scores}the same class for {self.agreement:.2f} % of {self.source}"),
+            ("images", self.source + self._cut),
+            ("predictions", f"{scores}the file has the student's class for {self.agreement:.2f} %"),
+            ("teacher", teacher),
             ("file", f"{self.bytes:,} bytes, {100 * self.bytes / self.float_bytes:.1f} % of float32's {self.float_bytes:,}"),
             ("packed", f"{self.packed_bytes:,} bytes, {self.packed_bytes / self.ideal_bytes:.2f} x the weights' bits alone"),
             ("one thread", f"{self.ms_file:.2f} ms an image, torch float32 {self.ms_float:.2f} ms"),
@@ -109,38 +122,54 @@ class Verification:
         ]
         return "\n".join([f"{self.file}, {self.bits}: {verdict}", *(f"{name:15} {text}" for name, text in rows)])
 
+    @property
+    def _cut(self) -> str:
+        if not self.outside:
+            return ""
+        return (
+            f"; {self.outside:.0f} % of them HAVE PIXELS OUTSIDE [0, 1] by the teacher's mean and std, and the file cuts those "
+            "off: were they normalised in another way?"
+        )
+
 
 def verify(
     path: Path | str,
     data: ImageSet | Tensor | None = None,
     *,
     student: Student | None = None,
+    teacher: Teacher | None = None,
     runtime: Runtime = "onnxruntime",
     repeats: int = 100,
 ) -> Verification:
-    """Runs the file `path`, which `export_onnx` wrote, beside its student.
+    """Runs the file `path`, which `export_onnx` wrote, beside its student and its teacher.
+
+    Verify only files you trust: a runtime is native code that was not made for files of strangers.
 
     data:    test images with labels, or normalised images `(N, C, H, W)` without; by default the 2,000 shipped ones for
              Fashion-MNIST, otherwise the teacher's test set in the folder ADADFQ_DATA, otherwise images of random pixels
     student: the one the file was made from; by default the one stored beside it
+    teacher: the student's; by default the shipped one of that name
     runtime: what runs the file; "openvino" for a second opinion
     repeats: how often either network is timed
 
-    Raises UserError where the file is missing, malformed, or none of `export_onnx`, or where its student is not to be had.
+    Raises UserError if the file is missing, malformed or not written by `export_onnx`, or if its student is missing.
     """
     path = Path(path)
     facts = read_facts(path)
     stored = student is None
     student = _stored_student(path, facts) if student is None else on_cpu(student)
-    run = load(path, runtime)
-    labels, predictions, source = [], [], ""
+    run, teacher = load(path, runtime), teacher or _shipped_teacher(facts)
+    labels, predictions, outside, source, first = [], [], [], "", None
     with torch.inference_mode(), student.frozen():
         for images, truth, source in _batches(data, facts):  # noqa: B007 (the source is the same for all)
             labels.append(truth)
-            predictions.append(torch.stack((student(images).argmax(1), run(images).argmax(1))))
-            example = images[:1]
-        by_student, by_file = torch.cat(predictions, 1)
-        ms_file, ms_float = median_times(lambda: run(example), student, example, repeats)
+            by: list[Callable[[Tensor], Tensor]] = [student, run, *([] if teacher is None else [teacher])]
+            predictions.append(torch.stack([model(images).argmax(1) for model in by]))
+            outside.append(_outside(images, facts))
+            first = images[:8] if first is None else first
+        assert first is not None
+        ms_file, ms_float = median_times(lambda: run(first[:1]), student, first[:1], repeats)
+    by_student, by_file, *by_teacher = torch.cat(predictions, 1)
     known = None if any(truth is None for truth in labels) else torch.cat([truth for truth in labels if truth is not None])
     return Verification(
         file=path.name,
@@ -153,6 +182,9 @@ def verify(
         top1_student=None if known is None else _percent(by_student == known),
         top1_file=None if known is None else _percent(by_file == known),
         agreement=_percent(by_student == by_file),
+        agreement_teacher=_percent(by_teacher[0] == by_file) if by_teacher else None,
+        outside=_percent(torch.cat(outside)),
+        fault=_fault(path, student, facts, first.clone()),
         images=len(by_file),
         source=source,
         bytes=path.stat().st_size,
@@ -172,9 +204,15 @@ def verify(
 
 @dataclass(frozen=True)
 class Facts:
-    """What `export_onnx` wrote down in the file; classes, data, mean, std and the student's sha256 only with a teacher."""
+    """What `export_onnx` wrote down in the file; classes, data, mean, std and what names its players only with a teacher.
+
+    student, teacher: their sha256; name: of the teacher; exact: whether the file's codes must be the student's but for ties
+    """
 
     shape: tuple[int, int, int]
+    exact: bool = True
+    name: str = ""
+    teacher: str = ""
     classes: tuple[str, ...] = ()
     data: str = ""
     mean: tuple[float, ...] = ()
@@ -187,11 +225,15 @@ def read_facts(path: Path) -> Facts:
     onnx, protobuf = import_extra("onnx"), import_extra("google.protobuf.message")
     try:
         model = onnx.load_model_from_string(path.read_bytes())
+        if _external(model):
+            raise UserError(f"{path} keeps tensors in other files, which no export does; it is not read")
         plain = {
             p.key.removeprefix("adadfq."): json.loads(p.value) for p in model.metadata_props if p.key.startswith("adadfq.")
         }
     except OSError as error:
         raise UserError(f"cannot read {path} ({error.strerror})") from None
+    except UserError:
+        raise
     except (protobuf.DecodeError, ValueError, TypeError, RecursionError):  # text that is no UTF-8 comes as bytes
         raise UserError(f"{path} is damaged or not an ONNX file") from None
     if plain.get("format") != FORMAT:
@@ -199,16 +241,52 @@ def read_facts(path: Path) -> Facts:
     try:
         height, width, channels = (int(plain["shape"][i]) for i in (1, 2, 0))
         numbers = {k: tuple(float(v) for v in plain.get(k, ())) for k in ("mean", "std")}
-        words = {k: str(plain.get(k, "")) for k in ("data", "student")}
+        words = {k: str(plain.get(k, "")) for k in ("data", "student", "name", "teacher")}
         if (
             min(channels, height, width) < 1
             or channels * height * width > LARGEST_IMAGE
-            or any(len(v) not in (0, channels) for v in numbers.values())
+            or any(len(v) not in (0, channels) or not all(map(math.isfinite, v)) for v in numbers.values())
+            or not all(v > 0 for v in numbers["std"])
         ):
             raise ValueError("impossible shape")
-        return Facts((channels, height, width), tuple(map(str, plain.get("classes", ()))), **words, **numbers)  # type: ignore[arg-type]
-    except (KeyError, IndexError, TypeError, ValueError):
+        exact = (plain.get("form", "exact"), plain.get("input_bits", 24)) == ("exact", 24)
+        classes = tuple(map(str, plain.get("classes", ())))
+        return Facts((channels, height, width), exact, classes=classes, **words, **numbers)  # type: ignore[arg-type]
+    except (KeyError, IndexError, TypeError, ValueError, OverflowError):
         raise UserError(f"the metadata of {path} are damaged; export it again") from None
+
+
+def _external(message: Any) -> bool:
+    """Whether a tensor anywhere in an ONNX message names another file that holds its numbers."""
+    if message.DESCRIPTOR.name == "TensorProto":
+        return bool(message.external_data) or message.data_location == message.EXTERNAL
+    parts = (value for field, value in message.ListFields() if field.message_type is not None)
+    return any(_external(m) for part in parts for m in (part if hasattr(part, "__len__") else [part]))
+
+
+def _fault(path: Path, student: Student, facts: Facts, x: Tensor) -> str:
+    """Where the file first computes something else than `student`; "" if nowhere, or if ONNX Runtime is not there to see."""
+    if not available():
+        return ""
+    steps, table = operations(student, facts.shape), to_integers(student)
+    return trial(path.read_bytes(), student, steps, table, x, exact=facts.exact).fault
+
+
+def _shipped_teacher(facts: Facts) -> Teacher | None:
+    """The teacher that the file's student was made from, if it is one of those shipped."""
+    if facts.name not in SHIPPED:
+        return None
+    teacher = load_teacher(facts.name)
+    return teacher if facts.teacher in ("", teacher.info.sha256) else None
+
+
+def _outside(images: Tensor, facts: Facts) -> Tensor:
+    """For each normalised image whether its pixels leave what the file takes, by more than half of an 8-bit step."""
+    if not declares_range(facts.mean, facts.std):
+        return torch.zeros(len(images), dtype=torch.bool)
+    mean, std = (torch.tensor(moments).view(1, -1, 1, 1) for moments in (facts.mean, facts.std))
+    pixels = (images * std + mean).flatten(1)
+    return (pixels.amin(1) < -0.5 / 255) | (pixels.amax(1) > 1 + 0.5 / 255)
 
 
 def _stored_student(path: Path, facts: Facts) -> Student:
@@ -289,59 +367,3 @@ def _packed_bytes(path: Path, student: Student, stored: bool) -> int:
         return packed.stat().st_size
     with tempfile.TemporaryDirectory() as folder:
         return pack(student, Path(folder) / "packed.safetensors").stat().st_size
-
-
-class _Float(nn.Module):
-    """A quantised layer with its float weight, and its batch norm as a step of its own."""
-
-    def __init__(self, layer: QuantLayer) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, x: Tensor) -> Tensor:
-        layer = self.layer
-        if not isinstance(layer, QuantConv2d):
-            return F.linear(x, layer.weight, layer.bias)  # type: ignore[arg-type]
-        out = layer.convolve(x, layer.weight, layer.bias)
-        return out if layer.bn is None else layer.bn(out)
-
-
-def float_network(student: Student) -> nn.Module:
-    """The network `student` was made from, as far as it remembers: its float weights, batch norms and plain ReLUs."""
-    network = copy.deepcopy(student.graph)
-    for name, module in list(network.named_modules()):
-        if isinstance(module, QuantLayer):
-            network.set_submodule(name, _Float(module))
-        elif isinstance(module, QuantActivation):
-            network.set_submodule(name, {"none": nn.Identity, "relu": nn.ReLU, "relu6": nn.ReLU6}[module.relu]())
-    return network.eval()
-
-
-def median_times(file: Callable[[], Any], student: Student, example: Tensor, repeats: int) -> tuple[float, float]:
-    """Median milliseconds of the file and of torch in float32, whichever of torch's memory layouts is faster; interleaved."""
-    layouts = {
-        layout: float_network(student).to(memory_format=layout) for layout in (torch.channels_last, torch.contiguous_format)
-    }
-    inputs = {layout: example.contiguous(memory_format=layout) for layout in layouts}
-    calls = [file, *(lambda layout=layout: layouts[layout](inputs[layout]) for layout in layouts)]
-    spent: list[list[float]] = [[] for _ in calls]
-    with _one_thread():
-        for i in range(repeats + 3):
-            for call, times in zip(calls, spent, strict=True):
-                start = time.perf_counter()
-                call()
-                times.append(1e3 * (time.perf_counter() - start))
-            if i >= 10 and sum(map(sum, spent)) > 20_000:
-                break
-    medians = [statistics.median(times[3:]) for times in spent]  # the first three warm up
-    return medians[0], min(medians[1:])
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -66,8 +66,18 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, A
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(meta, sort_keys=True)
     sha256 = digest(plain, text)
-    write_atomically(path, save(plain, metadata={"format": FORMAT, "meta": text, "sha256": sha256}))
+    write_atomically(path, _in_order(save(plain, metadata={"format": FORMAT, "meta": text, "sha256": sha256})))
     return sha256
+
+
+def _in_order(content: bytes) -> bytes:
+    """A safetensors file with the entries of its metadata in order of name; the library writes them in any order."""
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return b"".join((len(text).to_bytes(8, "little"), text, memoryview(content)[start:]))
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:

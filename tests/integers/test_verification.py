@@ -1,6 +1,10 @@
 """What `verify` reports against what was counted otherwise, and what it makes of files that are not as they should be."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,13 +14,15 @@ from helpers.networks import CHANNELS, ODD, SIDE, NormWithoutMemory, ThirdPartyR
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from adadfq_lab.cli.integers import verify as verify_command
 from adadfq_lab.data.accuracy import accuracy
 from adadfq_lab.data.image_sets import ImageSet
 from adadfq_lab.data.loading import load_data
 from adadfq_lab.errors import UserError
 from adadfq_lab.integers.export import Exported, export_onnx, sidecar
+from adadfq_lab.integers.float_network import float_network
 from adadfq_lab.integers.packing import pack
-from adadfq_lab.integers.verification import float_network, verify
+from adadfq_lab.integers.verification import verify
 from adadfq_lab.runs.players import observe_noise
 from adadfq_lab.student.quantize import quantize
 from adadfq_lab.student.student import Student
@@ -128,7 +134,7 @@ def test_json_has_the_promised_keys_and_the_table_the_same_figures(exported):
 def test_without_images_there_is_noise_and_no_top1(exported):
     found = verify(exported.file, repeats=1)
     assert found.top1_file is None and found.top1_student is None and found.images == 256
-    assert "for want of test images" in found.table() and "top-1" not in found.table()
+    assert "for want of test images" in found.table() and "top-1" not in found.table() and found.fault == ""
 
 
 @pytest.mark.parametrize("kind", [kind for kind in ODD if kind is not NormWithoutMemory], ids=lambda kind: kind.__name__)
@@ -190,6 +196,92 @@ def test_missing_integer_convolutions_are_found(exported):
     assert not verify(path, torch.zeros(1, 1, 8, 8), repeats=1).ok
 
 
+def with_zero_weights(model) -> None:
+    for stored in model.graph.initializer:
+        if stored.name.endswith(".weight"):
+            stored.raw_data = bytes(len(stored.raw_data))
+
+
+def test_a_file_that_no_longer_computes_the_student_fails_and_says_so_first(exported, capsys):
+    """Weights set to 0: every convolution is on integers still. The command ends with status 1."""
+    found = verify(tampered(exported, with_zero_weights), repeats=1)
+    assert found.float_convs == 0 and found.integer_convs >= found.convs and not found.ok
+    assert "does NOT compute what its student computes: at activation" in found.table().splitlines()[0]
+    with pytest.raises(SystemExit) as status:
+        verify_command(exported.file)
+    assert status.value.code == 1 and "does NOT compute" in capsys.readouterr().out
+
+
+def test_the_teacher_is_reported_beside_the_student(exported):
+    """A student that learned nothing: its file has its own classes for all images, and the teacher's for few."""
+    P = tiny_teacher()
+    x = 2 * torch.rand(200, 1, 8, 8, generator=torch.Generator().manual_seed(1)) - 1
+    assert "not at hand" in verify(exported.file, x, repeats=1).table()
+    found = verify(exported.file, x, teacher=P, repeats=1)
+    with torch.no_grad():
+        classes = torch.from_numpy(onnxruntime.InferenceSession(exported.file).run(None, {"images": x.numpy()})[0]).argmax(1)
+        assert found.agreement_teacher == 100 * float((P(x).argmax(1) == classes).double().mean())
+    assert f"the teacher's class for {found.agreement_teacher:.2f} %" in found.table()
+
+
+def test_images_normalised_in_another_way_are_said(exported):
+    """Pixels that no image in [0, 1] has by the teacher's mean 0.5 and deviation: the file cuts them off."""
+    x = torch.zeros(4, 1, 8, 8)
+    x[0] = 50.0
+    found = verify(exported.file, x, repeats=1)
+    assert found.outside == 25.0 and "25 % of them HAVE PIXELS OUTSIDE [0, 1]" in found.table()
+    assert "OUTSIDE" not in verify(exported.file, x[1:], repeats=1).table()
+
+
+def test_without_a_normalisation_no_image_is_cut(generator, tmp_path):
+    """A teacher wrapped without mean and std, since the loader normalises: images of any range give what Q gives."""
+    P = wrap_teacher(randomize(ThirdPartyResNet20(), generator), input_shape=(3, 32, 32))
+    Q = quantize(P, "6w6a")
+    x = 4 * torch.randn(16, 3, 32, 32, generator=generator) - 2
+    with torch.no_grad():
+        Q(x)
+    found = verify(export_onnx(Q, tmp_path / "q.onnx", P).file, x, student=Q, repeats=1)
+    assert found.ok and found.outside == 0 and found.agreement >= 90
+
+
+def test_two_exports_have_the_same_sha256(tmp_path):
+    """All three files, whatever the order of their headers' entries in memory."""
+    P = tiny_teacher()
+    Q = student_of(P)
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        export_onnx(Q, tmp_path / name / "q.onnx", P)
+    for first in (tmp_path / "a").iterdir():
+        assert first.read_bytes() == (tmp_path / "b" / first.name).read_bytes()
+
+
+LOOKS = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <netdb.h>
+#include <stdio.h>
+int getaddrinfo(const char *node, const char *service, const struct addrinfo *hints, struct addrinfo **found) {
+    fprintf(stderr, "LOOKED UP %s\\n", node ? node : "");
+    return EAI_FAIL;
+}
+"""
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+def test_nothing_is_looked_up_while_a_file_is_verified(exported, tmp_path):
+    """A library in front of libc's getaddrinfo tells of every look-up of a host; the runtime's telemetry makes none."""
+    (tmp_path / "looks.c").write_text(LOOKS)
+    library = tmp_path / "looks.so"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, tmp_path / "looks.c"], check=True)
+    script = f"from adadfq_lab.integers.verification import verify; import time; verify({str(exported.file)!r}, repeats=1)"
+    environment = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"} | {"LD_PRELOAD": str(library)}
+    probe = (
+        f"import socket\ntry:\n    socket.getaddrinfo('probe.invalid', 1)\nexcept OSError:\n    pass\n{script}; time.sleep(1)"
+    )
+    done = subprocess.run([sys.executable, "-c", probe], env=environment, capture_output=True, text=True, check=True)
+    assert done.stderr.split("LOOKED UP ")[1:] == ["probe.invalid\n"]
+
+
 def meta(key: str, value: str | None):
     def change(model) -> None:
         kept = [p for p in model.metadata_props if p.key != f"adadfq.{key}"]
@@ -202,6 +294,11 @@ def meta(key: str, value: str | None):
 
 def without_output(model) -> None:
     model.graph.output[0].name = "nothing"
+
+
+def elsewhere(model) -> None:
+    model.graph.initializer[0].data_location = model.graph.initializer[0].EXTERNAL
+    model.graph.initializer[0].external_data.add(key="location", value="other.bin")
 
 
 def unknown_operation(model) -> None:
@@ -221,6 +318,11 @@ def unknown_operation(model) -> None:
         (meta("shape", '"abc"'), "metadata of .* are damaged"),
         (meta("mean", "[1, 2, 3, 4]"), "metadata of .* are damaged"),
         (meta("mean", "7"), "metadata of .* are damaged"),
+        (meta("mean", "[Infinity]"), "metadata of .* are damaged"),
+        (meta("std", "[0]"), "metadata of .* are damaged"),
+        (meta("shape", "[Infinity, 8, 8]"), "metadata of .* are damaged"),
+        (meta("shape", "[1, 8, 1e999]"), "metadata of .* are damaged"),
+        (elsewhere, "keeps tensors in other files"),
         (meta("student", '"0"'), "is not the student that"),
         (meta("shape", "[1, 9, 9]"), "does not run on images of shape"),
         (without_output, "ONNX Runtime does not load"),
@@ -242,6 +344,7 @@ def test_what_is_no_onnx_file_is_one_line(content, tmp_path):
 
 
 @given(kept=st.floats(0, 1, exclude_max=True))
+@settings(max_examples=20)
 def test_a_file_cut_off_anywhere_is_one_line(whole, kept):
     """However much of it is left."""
     path = whole.with_name("cut.onnx")
@@ -252,7 +355,7 @@ def test_a_file_cut_off_anywhere_is_one_line(whole, kept):
 
 
 @given(position=st.floats(0, 1, exclude_max=True), change=st.integers(1, 255))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])  # capfd is emptied at each example
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])  # capfd is emptied at each example
 @example(position=0.999, change=128)  # text that is no UTF-8
 def test_a_byte_changed_anywhere_ends_well(whole, capfd, position, change):
     """Another byte somewhere either ends in one line or is verified like any other file; the runtime prints nothing."""

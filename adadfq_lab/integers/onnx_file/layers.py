@@ -12,7 +12,7 @@ that make uint8 of them have constant inputs: a runtime computes them once, on l
 Where Q leaves a layer's input float, it enters as 24-bit integers in three uint8 planes, x = s (q_1 + q_2/254 + q_3/254^2), and
 the layer is three integer convolutions. 254, and not 256, so that what rounding left of one plane fits the next.
 
-That is the form "exact". The form "qcdq" has the convolutions of `onnx_qdq`, faster and less faithful: on CIFAR-10
+That is the form "exact". The form "qcdq" has the convolutions of `qdq`, faster and less faithful: on CIFAR-10
 at 3 bits such a file agreed with Q on 74 % of the images. At 8 bits, where nothing but an activation follows, there is nothing
 to lose, and "exact" has them too.
 """
@@ -25,8 +25,9 @@ import numpy as np
 import torch
 
 from adadfq_lab.integers.layers import IntegerLayer
-from adadfq_lab.integers.onnx_graph import MIDDLE, WRITERS, Bounds, OnnxGraph, Value, byte_of, padded, saturates
-from adadfq_lab.integers.onnx_qdq import Ranges, on_eight_bits, qdq_convolution
+from adadfq_lab.integers.onnx_file.graph import MIDDLE, Bounds, OnnxGraph, Value, byte_of, padded, saturates
+from adadfq_lab.integers.onnx_file.operations import WRITERS
+from adadfq_lab.integers.onnx_file.qdq import Ranges, on_eight_bits, qdq_convolution
 from adadfq_lab.integers.operations import Operation, users_of
 from adadfq_lab.student.layers import QuantConv2d
 
@@ -77,11 +78,12 @@ def _layer(graph: OnnxGraph, step: Operation, value: Value) -> Value:
     attributes: dict[str, Any] = {}
     if isinstance(module, QuantConv2d):
         value, attributes = padded(graph, step.name, value, module)
+    axis = 1 if layer.kind == "conv" else len(step.shape)  # of the output channels: a linear layer's are the last dimension
     total = graph.constant(f"{layer.name}.bias", layer.bias.view((-1, 1, 1) if layer.kind == "conv" else -1))
     for i, plane in enumerate(_planes(graph, step.name, value)):
         name = f"{step.name}.{i}" if i else step.name
         acc = _convolution(graph, name, layer, plane, attributes) if attributes else _product(graph, name, layer, plane)
-        real = graph.node("DequantizeLinear", [acc, _scale(graph, name, layer, plane.scale)], f"{name}.real", axis=1)
+        real = graph.node("DequantizeLinear", [acc, _scale(graph, name, layer, plane.scale)], f"{name}.real", axis=axis)
         total = graph.node("Add", [real, total], f"{name}.out")
     return Value(total)
 

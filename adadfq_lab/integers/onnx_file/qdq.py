@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from adadfq_lab.integers.layers import Grid, IntegerLayer
-from adadfq_lab.integers.onnx_graph import LARGEST_PAIR, MIDDLE, Bounds, OnnxGraph, Value, padded, saturates
+from adadfq_lab.integers.onnx_file.graph import LARGEST_PAIR, MIDDLE, Bounds, OnnxGraph, Value, padded, saturates
 from adadfq_lab.integers.operations import Operation, forward_values
 from adadfq_lab.student.layers import QuantConv2d
 from adadfq_lab.student.student import Student
