@@ -146,7 +146,7 @@ def export_onnx(
         layers.count("linear"),
         path.stat().st_size,
         packed.stat().st_size,
-        (tried, *notes(student, table, steps, form, input_bits)),
+        (tried, *notes(student, graph.left, steps, form, input_bits)),
     )
 
 
@@ -175,11 +175,12 @@ def _try(
             f"ONNX Runtime does not compute what the student computes: {found.fault}; nothing was written. The fault is "
             "in adadfq_lab: please report the network"
         )
-    ties = f"{found.differing:,} of {found.codes:,} codes differ, " + ("all rounding ties" if exact else "by rounding")
+    why = "" if not found.differing else ", all rounding ties" if exact else ", by rounding"
+    ties = f"{found.differing:,} of {found.codes:,} codes differ{why}"
     return f"Run in ONNX Runtime on {images} images of random pixels, each layer computes what the student's does: {ties}."
 
 
-def notes(student: Student, table: Integers, steps: list[Operation], form: Form, input_bits: int) -> tuple[str, ...]:
+def notes(student: Student, left: list[str], steps: list[Operation], form: Form, input_bits: int) -> tuple[str, ...]:
     """What a user should know of an exported file: its speed, what Q leaves float, what computes in floats between layers."""
     said = []
     weights, activations = student.bits.weights, student.bits.activations
@@ -193,10 +194,10 @@ def notes(student: Student, table: Integers, steps: list[Operation], form: Form,
             "Convolutions put out 8 bits here, which flips codes of Q where bits are few: see what verify says of agreement; "
             "the form exact does not."
         )
-    left = [layer.name for layer in table.layers.values() if layer.input is None]
     if left:
+        first = ", ".join(left[:5]) + (f" and {len(left) - 5} more layers" if len(left) > 5 else "")
         said.append(
-            f"Q leaves the input of {', '.join(left)} float; here it is {input_bits}-bit integers. "
+            f"Q leaves the input of {first} float; here it is {input_bits}-bit integers. "
             f"every_input=True (--every-input) puts it on {activations} bits."
         )
     between = sorted({spoken(step) for step in steps if step.kind in _FLOAT_KINDS})

@@ -29,7 +29,10 @@ TIE = 1e-3  # of a step: how near to k + 1/2 a value must lie for float rounding
 
 @dataclass(frozen=True)
 class Quantity:
-    """A tensor on a grid while the network runs: (codes - zero_point) * scale, codes int32."""
+    """A tensor on a grid while the network runs: (codes - zero_point) * scale, codes int32.
+
+    scale: 0-dim; or `(1, ...)`, the scale of each number of an image, if its channels come from several grids
+    """
 
     codes: Tensor
     zero_point: int
@@ -141,13 +144,17 @@ def _apply(
         grid = table.activations[step.target.removeprefix("activations.")]
         return Quantity(grid.codes(_real(inputs[0])), grid.zero_point, grid.scale)
     first = inputs[0]
-    if step.kind in _MOVES and all(_same_grid(v, first) for v in inputs):
-        assert isinstance(first, Quantity)
-        moved = _MOVES[step.kind](step, [v.codes for v in inputs if isinstance(v, Quantity)], first.zero_point)
-        return Quantity(moved, first.zero_point, first.scale)
+    quantities = [value for value in inputs if isinstance(value, Quantity)]
+    if step.kind in MOVES and len(quantities) == len(inputs):
+        if all(_same_grid(v, quantities[0]) for v in quantities):
+            zero, scale = quantities[0].zero_point, quantities[0].scale
+            return Quantity(MOVES[step.kind](step, [v.codes for v in quantities], zero), zero, scale)
+        scales = moved_places(step, [v.scale.expand(1, *v.codes.shape[1:]) for v in quantities])
+        if scales is not None:
+            return Quantity(MOVES[step.kind](step, [v.centred for v in quantities], 0), 0, scales)
     reals = [_real(v) for v in inputs]
-    if step.kind in _MOVES:
-        return _MOVES[step.kind](step, reals, 0)
+    if step.kind in MOVES:
+        return MOVES[step.kind](step, reals, 0)
     if step.kind == "average_pool":
         return _average(step, first)
     return _FLOATS[step.kind](step.options, reals).reshape(-1, *step.shape)
@@ -199,8 +206,22 @@ _FLOATS: dict[str, Callable[[dict[str, Any], list[Tensor]], Tensor]] = {
 }
 
 
-def _same_grid(a: Quantity | Tensor, b: Quantity | Tensor) -> bool:
-    return isinstance(a, Quantity) and isinstance(b, Quantity) and a.zero_point == b.zero_point and bool(a.scale == b.scale)
+def _same_grid(a: Quantity, b: Quantity) -> bool:
+    return a.scale.dim() == b.scale.dim() == 0 and a.zero_point == b.zero_point and bool(a.scale == b.scale)
+
+
+def moved_places(step: Operation, maps: list[Tensor]) -> Tensor | None:
+    """Which grid each number of an image lies on after a move, from the same before it; None if it mixes them.
+
+    maps: for each input a tensor `(1, ...)` of the shape of one image that has a number for each grid
+    """
+    if step.kind in ("max_pool", "pad"):
+        (only,) = maps
+        first = only[..., :1, :1]
+        return first.expand(1, *step.shape) if only.dim() == 4 and bool((only == first).all()) else None
+    if step.kind.startswith("reduce"):
+        return None
+    return MOVES[step.kind](step, maps, 0)
 
 
 def _multiply_accumulate(
@@ -210,12 +231,20 @@ def _multiply_accumulate(
     module = student.graph.get_submodule(step.target)
     shape = (-1, 1, 1) if isinstance(module, QuantConv2d) else (-1,)
     out = layer.bias.view(shape)
-    for plane in [value] if _fits(value, layer) else split_planes(_real(value), input_bits):
-        assert isinstance(plane, Quantity)
+    for plane in _one_grid_each(value) if _fits(value, layer) else split_planes(_real(value), input_bits):
         q = plane.centred
         acc = convolve(q, layer.centred, module) if isinstance(module, QuantConv2d) else q @ layer.centred.T
         out = acc.to(plane.scale.dtype) * (plane.scale * layer.scale).view(shape) + out
     return out
+
+
+def _one_grid_each(value: Quantity | Tensor) -> list[Quantity]:
+    """A tensor on several grids as a sum of tensors on one each, which are 0 elsewhere."""
+    assert isinstance(value, Quantity)
+    if value.scale.dim() == 0:
+        return [value]
+    scales = value.scale.unique().unbind()
+    return [Quantity(torch.where(value.scale == scale, value.centred, 0), 0, scale) for scale in scales]
 
 
 def _fits(value: Quantity | Tensor, layer: IntegerLayer) -> bool:
@@ -251,7 +280,7 @@ def _average(step: Operation, value: Quantity | Tensor) -> Quantity | Tensor:
     """A window's sum of codes over its size: integers, on a grid so many times finer, where windows are whole."""
     (kh, kw), (sh, sw), padding = (step.options[k] for k in ("kernel", "stride", "padding"))
     whole = not step.options["ceil"] and (padding == (0, 0) or step.options["include_pad"])
-    if isinstance(value, Quantity) and whole:
+    if isinstance(value, Quantity) and value.scale.dim() == 0 and whole:
         centred = F.pad(value.centred, (padding[1], padding[1], padding[0], padding[0]))
         sums = centred.unfold(2, kh, sh).unfold(3, kw, sw).sum((-1, -2), dtype=torch.int32)
         return Quantity(sums.reshape(-1, *step.shape), 0, value.scale / (kh * kw))
@@ -293,7 +322,7 @@ def _gather(step: Operation, xs: list[Tensor], _: int) -> Tensor:
 
 
 # Operations whose results are among their inputs, and zeros: they give the same result on codes as on real numbers.
-_MOVES: dict[str, Callable[[Operation, list[Tensor], int], Tensor]] = {
+MOVES: dict[str, Callable[[Operation, list[Tensor], int], Tensor]] = {
     "max_pool": _max_pool,
     "slice": _slice,
     "gather": _gather,

@@ -181,3 +181,44 @@ def test_a_linear_layer_on_channels_last_maps_has_its_channels_last(out, tmp_pat
 
 def test_each_function_that_is_read_can_be_written():
     assert set(ELEMENTWISE) == set(FUNCTIONS)
+
+
+class SeveralGrids(nn.Module):
+    """Codes of a ReLU and a ReLU6 side by side: shuffled, pooled, padded, chunked, and given to layers of every kind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.point = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3), nn.Conv2d(8, 4, 1)
+        self.depth, self.two = nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(8, 4, 3, padding=1, groups=2)
+        self.spread, self.linear, self.mirrored = (
+            nn.Linear(8 * 9, 5),
+            nn.Linear(4, 5),
+            nn.Conv2d(8, 5, 2, padding_mode="reflect"),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        both = torch.cat([F.relu(self.a(x)), F.relu6(3 * self.b(x))], 1)
+        shuffled = F.max_pool2d(both.view(-1, 2, 4, 7, 7).transpose(1, 2).flatten(1, 2), 2)
+        again = torch.cat([F.relu(self.point(shuffled)), shuffled[:, :4]], 1)
+        deep = F.relu(self.depth(F.pad(shuffled.chunk(2, 1)[1], (1, 0, 0, 1))))
+        ends = self.spread(torch.flatten(shuffled, 1)) + self.mirrored(again).mean((2, 3))
+        return ends + self.linear(deep.amax((2, 3)) + self.two(both).mean((2, 3)) + again[:, 2:6].mean((2, 3)))
+
+
+@pytest.mark.parametrize("bits", ["4w4a", "8w8a"])
+def test_codes_of_several_grids_stay_codes(bits, tmp_path):
+    """A layer is a product for each grid its channels come from, not three on floats; a depthwise one is a single product."""
+    pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    Q = quantize(SeveralGrids(), bits)
+    observe_noise(Q, SHAPE, batches=1, batch=8)
+    x = torch.randn(8, *SHAPE, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad(), Q.frozen():
+        expected = Q(x)
+    done = export_onnx(Q, tmp_path / "q.onnx", shape=SHAPE)
+    file = load(done.file)
+    for actual in (run_integer(Q, x), file(x)):
+        assert float((actual - expected).abs().amax(1).median()) < 1e-4 * float(expected.abs().max())
+    if bits == "4w4a":  # three planes of two image convolutions; a and b; depth; two; mirrored on floats, padded by reflection
+        assert file.executed["ConvInteger"] == 3 + 3 + 2 + 1 + 1 + 3
+        assert "Q leaves the input of a, b, mirrored, linear float" in "".join(done.notes)

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from adadfq_lab.integers.layers import Grid, Integers
 from adadfq_lab.student.layers import QuantConv2d
@@ -25,9 +27,33 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 Bounds = tuple[float, float] | None
-UINT8, INT32 = 2, 6  # ONNX's numbers for types
+FLOAT, UINT8, INT32 = 1, 2, 6  # ONNX's numbers for types
 MIDDLE = 128  # the uint8 that stands for 0 where numbers have both signs
 LARGEST_PAIR = 2**15 - 1  # see `saturates`
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """Several grids that one tensor of codes lies on, as after a concatenation.
+
+    places: which grid each number of an image lies on, `(1, ...)`
+    """
+
+    grids: tuple[Grid, ...]
+    places: Tensor
+
+    def zero(self) -> int | None:
+        """The byte that stands for 0, if it is the same on all grids."""
+        zeros = {byte_of(grid, grid.zero_point) for grid in self.grids}
+        return zeros.pop() if len(zeros) == 1 else None
+
+    def spread(self, numbers: list[float]) -> Tensor:
+        """A number for each grid, given to each place, in as few dimensions as tell the places apart."""
+        places = self.places
+        for d in range(1, places.dim()):
+            if bool((places == places.narrow(d, 0, 1)).all()):
+                places = places.narrow(d, 0, 1)
+        return torch.tensor(numbers)[places]
 
 
 @dataclass(frozen=True)
@@ -35,18 +61,24 @@ class Value:
     """A tensor of the file: the names of its forms, "" for one it does not have.
 
     grid:   of the codes
+    mixed:  their grids, if they lie on several
     bounds: floats between which its numbers lie, None where that takes a look at data
     """
 
     floats: str = ""
     codes: str = ""
     grid: Grid | None = None
+    mixed: Mixed | None = None
     bounds: Bounds = None
 
 
 @dataclass
 class OnnxGraph:
-    """Nodes and initialisers so far; `input_bits` of the integers that stand for a layer's float input."""
+    """Nodes and initialisers so far.
+
+    input_bits: of the integers that stand for a layer's float input
+    left:       the layers that have one
+    """
 
     student: Student
     table: Integers
@@ -54,6 +86,7 @@ class OnnxGraph:
     nodes: list["onnx.NodeProto"] = field(default_factory=list)
     constants: dict[str, Array] = field(default_factory=dict)
     made: set[str] = field(default_factory=set)
+    left: list[str] = field(default_factory=list)
 
     def constant(self, name: str, array: Any, dtype: npt.DTypeLike = np.float32) -> str:
         """An initialiser; returns its name."""
@@ -97,7 +130,14 @@ class OnnxGraph:
         if value.floats:
             return value.floats
         name = f"{value.codes}.float"
-        if name not in self.made:
+        if name not in self.made and value.mixed is not None:
+            zeros, scales = zip(*((byte_of(g, g.zero_point), float(g.scale)) for g in value.mixed.grids), strict=True)
+            real = self.node("Cast", [value.codes], f"{name}.real", to=FLOAT)
+            centred = self.node(
+                "Sub", [real, self.constant(f"{name}.zero", value.mixed.spread(list(zeros)))], f"{name}.centred"
+            )
+            self.node("Mul", [centred, self.constant(f"{name}.scale", value.mixed.spread(list(scales)))], name)
+        elif name not in self.made:
             assert value.grid is not None
             self.node("DequantizeLinear", [value.codes, *self.grid(name, value.grid)], name)
         return name

@@ -18,15 +18,16 @@ to lose, and "exact" has them too.
 """
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from adadfq_lab.integers.layers import IntegerLayer
 from adadfq_lab.integers.onnx_file.graph import MIDDLE, Bounds, OnnxGraph, Value, byte_of, padded, saturates
-from adadfq_lab.integers.onnx_file.operations import WRITERS
+from adadfq_lab.integers.onnx_file.operations import write_operation
 from adadfq_lab.integers.onnx_file.qdq import Ranges, on_eight_bits, qdq_convolution
 from adadfq_lab.integers.operations import Operation, users_of
 from adadfq_lab.student.layers import QuantConv2d
@@ -42,6 +43,7 @@ def write_operations(graph: OnnxGraph, steps: list[Operation], images: Bounds, f
     images: between which floats the normalised images lie
     """
     values: dict[str, Value] = {}
+    shapes = {step.name: step.shape for step in steps}
     calls, users, ranges = Counter(step.target for step in steps), users_of(steps), Ranges(graph.student, steps)
     for step in steps:
         inputs = [values[i] for i in step.inputs]
@@ -50,26 +52,31 @@ def write_operations(graph: OnnxGraph, steps: list[Operation], images: Bounds, f
             value = Value(IMAGES, bounds=images)
         elif step.kind in ("conv", "linear"):
             first, lossy = inputs[0], form == "qcdq" and step.kind == "conv"
-            if lossy and not first.codes and (first.floats != IMAGES or graph.input_bits == 8):
+            if lossy and first.grid is None and (first.floats != IMAGES or graph.input_bits == 8):
                 first = on_eight_bits(graph, f"{step.name}.input", first, ranges.of(step.inputs[0], first.bounds))
             alone = before_activation and calls[step.target] == 1
-            fused = bool(first.codes) and (_fuses_well(graph, step) if lossy else alone and _loses_nothing(graph, step))
+            fused = first.grid is not None and (_fuses_well(graph, step) if lossy else alone and _loses_nothing(graph, step))
             value = qdq_convolution(graph, step, first) if fused else _layer(graph, step, first)
             if lossy and not before_activation:
                 value = on_eight_bits(graph, step.name, value, ranges.after(step))
         else:
-            value = WRITERS[step.kind](graph, step, inputs)
+            value = write_operation(graph, step, inputs, [shapes[i] for i in step.inputs])
         values[step.name] = value
     graph.node("Identity", [graph.floats(values[steps[-1].name])], LOGITS)
 
 
 @dataclass(frozen=True)
 class Plane:
-    """uint8 codes that enter an integer layer; `scale` is a number, or the name of a tensor that holds it at run time."""
+    """uint8 codes that enter an integer layer.
+
+    scale:    a number; one for each output channel; or the name of a tensor that holds it at run time
+    channels: which of the layer's input channels these are, None for all
+    """
 
     codes: str
     zero_point: str
-    scale: float | str
+    scale: float | str | Tensor
+    channels: Tensor | None = None
 
 
 def _layer(graph: OnnxGraph, step: Operation, value: Value) -> Value:
@@ -80,12 +87,47 @@ def _layer(graph: OnnxGraph, step: Operation, value: Value) -> Value:
         value, attributes = padded(graph, step.name, value, module)
     axis = 1 if layer.kind == "conv" else len(step.shape)  # of the output channels: a linear layer's are the last dimension
     total = graph.constant(f"{layer.name}.bias", layer.bias.view((-1, 1, 1) if layer.kind == "conv" else -1))
-    for i, plane in enumerate(_planes(graph, step.name, value)):
+    planes = _grids(graph, step.name, value, layer, attributes)
+    if not planes and value.grid is None:
+        graph.left.append(layer.name)
+    for i, plane in enumerate(planes or _planes(graph, step.name, value)):
         name = f"{step.name}.{i}" if i else step.name
-        acc = _convolution(graph, name, layer, plane, attributes) if attributes else _product(graph, name, layer, plane)
+        part = layer
+        if plane.channels is not None:
+            part = replace(layer, name=f"{step.name}.part{i}", codes=layer.codes[:, plane.channels].contiguous())
+        acc = _convolution(graph, name, part, plane, attributes) if attributes else _product(graph, name, part, plane)
         real = graph.node("DequantizeLinear", [acc, _scale(graph, name, layer, plane.scale)], f"{name}.real", axis=axis)
         total = graph.node("Add", [real, total], f"{name}.out")
     return Value(total)
+
+
+def _grids(graph: OnnxGraph, name: str, value: Value, layer: IntegerLayer, attributes: dict[str, Any]) -> list[Plane]:
+    """A plane for each grid that the input channels lie on, one for all if groups keep them apart; none if neither is possible.
+
+    The layer's channels of one grid are a layer of their own: together they are as many products as the whole.
+    """
+    mixed = value.mixed
+    if mixed is None:
+        return []
+    rows = mixed.places[0].flatten(1) if attributes else mixed.places.flatten(0, -2).T
+    if not bool((rows == rows[:, :1]).all()):
+        return []
+    of_channel, groups = rows[:, 0], attributes.get("group", 1)
+    if groups > 1:
+        of_group, zero = of_channel.view(groups, -1), mixed.zero()
+        if zero is None or not bool((of_group == of_group[:, :1]).all()):
+            return []
+        scales = torch.stack([grid.scale.float() for grid in mixed.grids])[of_group[:, 0]]
+        return [Plane(value.codes, graph.byte(zero), scales.repeat_interleave(len(layer.codes) // groups))]
+    planes = []
+    for i in sorted(set(of_channel.tolist())):
+        grid, channels = mixed.grids[i], (of_channel == i).nonzero()[:, 0]
+        codes = value.codes
+        if len(channels) < len(of_channel):
+            index = graph.integers(f"{name}.channels{i}", *channels.tolist())
+            codes = graph.node("Gather", [codes, index], f"{name}.codes{i}", axis=1 if attributes else -1)
+        planes.append(Plane(codes, graph.byte(byte_of(grid, grid.zero_point)), float(grid.scale), channels))
+    return planes
 
 
 def _loses_nothing(graph: OnnxGraph, step: Operation) -> bool:
@@ -140,28 +182,27 @@ def _convolution(graph: OnnxGraph, name: str, layer: IntegerLayer, plane: Plane,
     return graph.node("Sub", [acc, graph.node("Mul", [window, zeros], f"{name}.taken")], f"{name}.sum")
 
 
-def _scale(graph: OnnxGraph, name: str, layer: IntegerLayer, scale: float | str) -> str:
+def _scale(graph: OnnxGraph, name: str, layer: IntegerLayer, scale: float | str | Tensor) -> str:
     """scale_x * scale_w per output channel, in float32 as `run_integer` multiplies."""
     if isinstance(scale, str):
         return graph.node("Mul", [graph.constant(f"{layer.name}.scale", layer.scale), scale], f"{name}.step")
-    return graph.constant(f"{name}.scale", layer.scale.float() * torch.tensor(scale))
+    return graph.constant(f"{name}.scale", layer.scale.float() * torch.as_tensor(scale))
 
 
 def _planes(graph: OnnxGraph, name: str, value: Value) -> list[Plane]:
     """The uint8 tensors that stand for `value` at an integer layer: its codes, or one to three planes of a float tensor."""
-    if value.codes:
-        assert value.grid is not None
+    if value.grid is not None:
         return [Plane(value.codes, graph.byte(byte_of(value.grid, value.grid.zero_point)), float(value.grid.scale))]
     codes, scale, zero_point = f"{name}.plane", f"{name}.plane.scale", f"{name}.plane.zero_point"
     step: float | str = scale
     if value.bounds is None:  # the range is that of the numbers that come
-        graph.node("DynamicQuantizeLinear", [value.floats], codes, scale, zero_point)
+        graph.node("DynamicQuantizeLinear", [graph.floats(value)], codes, scale, zero_point)
     else:
         low, high = min(value.bounds[0], 0.0), max(value.bounds[1], 0.0)
         step = max(high - low, 1e-8) / 255
         zero_point = graph.byte(round(-low / step))
-        graph.node("QuantizeLinear", [value.floats, graph.constant(scale, step), zero_point], codes)
-    planes, rest = [Plane(codes, zero_point, step)], value.floats
+        graph.node("QuantizeLinear", [graph.floats(value), graph.constant(scale, step), zero_point], codes)
+    planes, rest = [Plane(codes, zero_point, step)], graph.floats(value)
     for i in range(1, graph.input_bits // 8):
         back = graph.node("DequantizeLinear", [codes, scale, zero_point], f"{codes}.back")
         rest = graph.node("Sub", [rest, back], f"{codes}.rest")

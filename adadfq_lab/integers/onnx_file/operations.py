@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from adadfq_lab.integers.inference import ARITHMETIC
+from adadfq_lab.integers.inference import ARITHMETIC, MOVES, moved_places
 from adadfq_lab.integers.layers import Grid
 from adadfq_lab.integers.onnx_file.functions import write_function
-from adadfq_lab.integers.onnx_file.graph import OnnxGraph, Value, byte_of, pad_by
+from adadfq_lab.integers.onnx_file.graph import Bounds, Mixed, OnnxGraph, Value, byte_of, pad_by
 from adadfq_lab.integers.operations import Operation
 
 
@@ -37,14 +37,11 @@ def _move(graph: OnnxGraph, step: Operation, inputs: list[Value], op: str, extra
 def _move_to(graph: OnnxGraph, name: str, inputs: list[Value], op: str, extra: list[str], **attributes: Any) -> Value:
     """A node `name` that only moves numbers, on the codes of its inputs if all lie on one grid."""
     first = inputs[0]
-    if first.grid is not None and all(v.grid is not None and _same(v.grid, first.grid) for v in inputs):
+    if _on_one_grid(inputs):
         codes = graph.node(op, [v.codes for v in inputs] + extra, name, **attributes)
         return Value(codes=codes, grid=first.grid, bounds=first.bounds)
     floats = graph.node(op, [graph.floats(v) for v in inputs] + extra, name, **attributes)
-    bounds = [v.bounds for v in inputs]
-    known = [b for b in bounds if b is not None]
-    widest = (min(b[0] for b in known), max(b[1] for b in known)) if len(known) == len(bounds) else None
-    return Value(floats, bounds=widest)
+    return Value(floats, bounds=_widest(inputs))
 
 
 def _same(a: Grid, b: Grid) -> bool:
@@ -178,6 +175,43 @@ def _layer_norm(graph: OnnxGraph, step: Operation, inputs: list[Value]) -> Value
 def _elementwise(graph: OnnxGraph, step: Operation, inputs: list[Value]) -> Value:
     bounds = write_function(graph, step.name, graph.floats(inputs[0]), step.options)
     return Value(step.name, bounds=bounds)
+
+
+def write_operation(graph: OnnxGraph, step: Operation, inputs: list[Value], shapes: list[tuple[int, ...]]) -> Value:
+    """Writes an operation; a move of codes that lie on several grids moves them together, and keeps account of where they are.
+
+    shapes: of the inputs, for one image
+    """
+    if step.kind not in MOVES or not all(v.codes for v in inputs) or _on_one_grid(inputs):
+        return WRITERS[step.kind](graph, step, inputs)
+    grids: list[Grid] = []
+    maps = []
+    for value, shape in zip(inputs, shapes, strict=True):
+        own = (value.grid,) if value.mixed is None else value.mixed.grids
+        places = torch.zeros(1, *shape, dtype=torch.long) if value.mixed is None else value.mixed.places
+        numbers = []
+        for grid in own:
+            assert grid is not None
+            numbers.append(next((i for i, known in enumerate(grids) if _same(known, grid)), len(grids)))
+            grids += [grid] if numbers[-1] == len(grids) else []
+        maps.append(torch.tensor(numbers)[places])
+    moved = moved_places(step, maps)
+    mixed = Mixed(tuple(grids), torch.zeros(0) if moved is None else moved)
+    if moved is None or (step.kind == "pad" and mixed.zero() is None):
+        return WRITERS[step.kind](graph, step, [Value(graph.floats(v), bounds=v.bounds) for v in inputs])
+    together = [Value(codes=v.codes, grid=grids[0], bounds=v.bounds) for v in inputs]
+    return Value(codes=WRITERS[step.kind](graph, step, together).codes, mixed=mixed, bounds=_widest(inputs))
+
+
+def _on_one_grid(inputs: list[Value]) -> bool:
+    first = inputs[0].grid
+    return first is not None and all(v.grid is not None and _same(v.grid, first) for v in inputs)
+
+
+def _widest(inputs: list[Value]) -> Bounds:
+    """Between which floats the numbers of all `inputs` lie."""
+    known = [v.bounds for v in inputs if v.bounds is not None]
+    return (min(b[0] for b in known), max(b[1] for b in known)) if len(known) == len(inputs) else None
 
 
 WRITERS: dict[str, Callable[[OnnxGraph, Operation, list[Value]], Value]] = {

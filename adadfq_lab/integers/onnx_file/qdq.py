@@ -55,7 +55,7 @@ def on_eight_bits(graph: OnnxGraph, name: str, value: Value, reach: tuple[float,
     low, high = min(reach[0], 0.0), max(reach[1], 0.0)
     scale = torch.tensor(max(high - low, 1e-8) / 255)
     grid = Grid(8, scale, round(-low / float(scale)) - 128, "none")
-    codes = graph.node("QuantizeLinear", [value.floats, *graph.grid(f"{name}.eight", grid)], f"{name}.codes")
+    codes = graph.node("QuantizeLinear", [graph.floats(value), *graph.grid(f"{name}.eight", grid)], f"{name}.codes")
     return Value(codes=codes, grid=grid, bounds=(low, high))
 
 
