@@ -38,11 +38,13 @@ def fill_guide(text: str, folder: Path = FOLDER) -> str:
 
 
 def wrong_answers() -> str:
-    """For each exercise its commonest wrong answers and its hint, in the words of the check."""
+    """For each exercise its commonest wrong answers and its hints, in the words of the check."""
     parts = []
     for name, exercise in EXERCISES.items():
         lines = "\n".join(f"- {mistake.says}" for mistake in exercise.mistakes)
-        parts.append(f"**{exercise.notebook} `check.{name}`**\n\n{lines}\n\nHint after the second failure: {exercise.hint}")
+        nudge, formula, code = exercise.hints
+        hints = f"Hints, one more after each failure: {nudge} / {formula} / `{code}`"
+        parts.append(f"**{exercise.notebook} `check.{name}`**\n\n{lines}\n\n{hints}")
     return "\n\n".join(parts)
 
 

@@ -22,7 +22,8 @@ MISTAKES = [(name, i) for name, exercise in EXERCISES.items() for i in range(len
 
 @pytest.fixture(autouse=True)
 def fresh_session(monkeypatch):
-    monkeypatch.setattr(check, "_session", {})
+    for kept in ("_session", "_accepted", "_quizzes"):
+        monkeypatch.setattr(check, kept, {})
 
 
 def cells_of(name: str, tag: str) -> str:
@@ -71,11 +72,12 @@ def test_common_wrong_answer_fails_and_is_recognised(name, i):
 
 
 @pytest.mark.parametrize("name", EXERCISES)
-def test_exercise_has_mistakes_a_hint_and_a_notebook(name):
-    """Every exercise knows at least two wrong answers, has a hint, and belongs to a notebook that uses it."""
+def test_exercise_has_mistakes_hints_and_a_notebook(name):
+    """Every exercise knows at least two wrong answers, has three hints, and belongs to a notebook that uses it."""
     exercise = EXERCISES[name]
     assert len(exercise.mistakes) >= 2
-    assert len(exercise.hint) > 20
+    assert len(exercise.hints) == 3
+    assert all(len(hint) >= 8 for hint in exercise.hints)
     (path,) = [path for path in course.sources() if path.name.startswith(exercise.notebook)]
     assert f"lab.check.{name}({name})" in path.read_text(encoding="utf-8")
 
@@ -94,7 +96,7 @@ DOUBLE = Exercise(
     "01",
     lambda x: 2 * x,
     lambda g: [(torch.rand(4, generator=g),)],
-    "Two times x.",
+    ("How many times?", "2 x", "2 * x"),
     (Mistake(lambda x: x * x, "This squares."),),
 )
 
@@ -108,7 +110,7 @@ def in_place(x):
     ("function", "says"),
     [
         (lambda x: None, "returns nothing"),
-        (lambda x: 2.0, "expected a tensor of shape (4,), got float"),
+        (lambda x: 2.0, "expected a tensor of shape (4,), got a value of type float"),
         (lambda x: 2 * x[:3], "expected shape (4,), got (3,)"),
         (lambda x: 2 * x / 0 * 0, "NaN"),
         (lambda x: 2 * x + 0.1, "4 of 4 entries differ"),
@@ -167,14 +169,41 @@ def test_one_of_two_mistakes_is_named():
     assert "take .values" in check.channel_range(lambda w: (w.flatten(1).min(1), w.flatten(1).max(1))).text
 
 
-def test_hint_comes_after_the_second_failure():
-    """The first failure explains; from the second on there is a hint; passing resets nothing but is remembered."""
-    wrong, right = (lambda x: x), (lambda x: 2 * x)
-    assert check.check(DOUBLE, wrong).hint == ""
-    assert check.check(DOUBLE, wrong).hint == "Two times x."
-    assert check.check(DOUBLE, right).passed
+def test_hints_come_one_more_after_each_failure():
+    """A stub counts as nothing; each failure adds a hint behind a fold of its own; passing resets nothing."""
+
+    def stub(x):
+        raise NotImplementedError("double it")
+
+    def wrong(x):
+        return x
+
+    assert check.check(DOUBLE, stub).hints == ()
+    assert check._session["double"].count == 0
+    assert check.check(DOUBLE, wrong).hints == DOUBLE.hints[:1]
+    assert check.check(DOUBLE, wrong).hints == DOUBLE.hints[:2]
+    third = check.check(DOUBLE, wrong)
+    assert third.hints == DOUBLE.hints
+    assert third._repr_html_().count("<details") == 3
+    assert check.check(DOUBLE, lambda x: 2 * x).passed
     assert check._session["double"].passed
-    assert check._session["double"].count == 3
+    assert (check._session["double"].count, check._session["double"].failures) == (4, 3)
+
+
+def test_a_raise_left_below_an_answer_is_no_stub():
+    """The stub's dead `raise` below a return is harmless, and an answer that is wrong is told so."""
+
+    def fitting_risk(h, b):
+        return (h >= b.upper).long() - (h <= b.lower).long()
+        raise NotImplementedError("compare H' with both bounds")
+
+    assert check.fitting_risk(fitting_risk).passed
+
+    def turned(h, b):
+        return (h <= b.lower).long() - (h >= b.upper).long()
+        raise NotImplementedError("compare H' with both bounds")
+
+    assert "ends are swapped" in check.fitting_risk(turned).text
 
 
 def test_figure_of_yours_against_expected_is_drawn_for_a_wrong_value():
@@ -222,7 +251,10 @@ def test_progress_counts_and_exports(tmp_path):
     assert rows["p_ds"] == {"notebook": "01", "passed": True, "attempts": 2}
     assert rows["entropy"] == {"notebook": "01", "passed": False, "attempts": 1}
     assert rows["codes"]["attempts"] == 0
-    assert "1 of" in progress()._repr_html_()
+    html = progress()._repr_html_()
+    here, _, rest = html.partition("<details>")
+    assert "1 of" in rest and ">p_ds<" in here and ">codes<" not in here and ">codes<" in rest
+    assert "01 p_ds: ✓ passed (2 tried)" in repr(progress())
     progress().save(tmp_path / "p.json")
     assert json.loads((tmp_path / "p.json").read_text()) == progress().as_json()
 
@@ -232,7 +264,8 @@ def test_progress_of_another_session_is_kept(tmp_path, monkeypatch):
     path = tmp_path / "p.json"
     check.p_ds(EXERCISES["p_ds"].reference)
     progress().save(path)
-    monkeypatch.setattr(check, "_session", {})
+    for kept in ("_session", "_accepted", "_quizzes"):
+        monkeypatch.setattr(check, kept, {})
     check.entropy(EXERCISES["entropy"].reference)
     progress().save(path)
     rows = json.loads(path.read_text())["exercises"]

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adadfq_lab import equations, theory
+from adadfq_lab.course.exercises.hints import HINTS
 from adadfq_lab.course.grading import Case, Exercise, Mistake
 from adadfq_lab.equations import Bounds
 
@@ -22,10 +23,23 @@ def _three_entropies(g: torch.Generator) -> list[Case]:
 
 
 def _values(g: torch.Generator) -> list[Case]:
+    """At rest, with a tie, and not; lists may be empty."""
     value = float(torch.rand((), generator=g))
     worse_g, worse_q = (value - torch.rand(3, generator=g)).tolist(), (value + torch.rand(3, generator=g)).tolist()
-    at_rest, q_gains = (value, worse_g, worse_q), (value, worse_g, [*worse_q, value - 0.1])
-    return [at_rest, q_gains, (value, [value + 0.1, *worse_g], worse_q)]
+    better_g, better_q = [*worse_g, value + 0.1], [*worse_q, value - 0.1]
+    return [
+        (value, worse_g, worse_q),
+        (value, worse_g, better_q),
+        (value, better_g[::-1], worse_q),
+        (value, [*worse_g, value], worse_q),
+        (value, worse_g, [value, *worse_q]),
+        (value, [], worse_q),
+        (value, worse_g, []),
+        (value, [], better_q),
+        (value, better_g, []),
+        (value, [], []),
+        (value, [value + 0.001], worse_q),
+    ]
 
 
 def _logits(g: torch.Generator) -> list[Case]:
@@ -39,17 +53,22 @@ def _labels(n: int, c: int, g: torch.Generator) -> Tensor:
 
 
 def _banded(g: torch.Generator) -> list[Case]:
+    """All around the band; a few; on the bounds; all below, within, above."""
     low = 0.1 + 0.3 * float(torch.rand((), generator=g))
-    return [(torch.rand(20, generator=g), Bounds(low, low + 0.4)), (torch.tensor([0.0, 0.5, 1.0]), Bounds(0.1, 0.8))]
+    h, band = torch.rand(20, generator=g), Bounds(0.25, 0.75)
+    on = torch.tensor([0.25, 0.1, 0.75, 0.9, 0.5, 0.25])
+    around: list[Case] = [(h, Bounds(low, low + 0.4)), (torch.tensor([0.0, 0.5, 1.0]), Bounds(0.1, 0.8)), (on, band)]
+    from_zero: Case = (torch.tensor([0.0, 0.3, 1.0, 0.6]), Bounds(0.0, 0.5))
+    return [*around, from_zero, (0.2 * h, band), (0.3 + 0.4 * h, band), (0.8 + 0.2 * h, band)]
 
 
 def _objectives(g: torch.Generator) -> list[Case]:
-    return [(h, *torch.rand(2, generator=g), bounds) for h, bounds in _banded(g)]
+    return [(h, *(2 * torch.rand(2, generator=g) - 0.5), bounds) for h, bounds in _banded(g)]
 
 
 def _rates(g: torch.Generator) -> list[Case]:
     capacity = float(1 + 20 * torch.rand((), generator=g))
-    return [(capacity, n, rate) for n, rate in ((100, 0.5), (4000, 0.75), (4000, 1.0))]
+    return [(capacity, n, rate) for n, rate in ((100, 0.5), (4000, 0.75), (4000, 1.0), (1, 0.6))]
 
 
 def _targets(g: torch.Generator) -> list[Case]:
@@ -100,19 +119,21 @@ GAME = (
         "04",
         equations.game_value,
         _h_primes,
-        "The adaptability of a sample is 1 - H'; Eq. (4) is its expectation: the mean over the batch.",
+        HINTS["game_value"],
         (
             Mistake(lambda h: h.mean(), "This is the mean of H', agreement; the value of the game is the mean of 1 - H'."),
             Mistake(lambda h: (1 - h).sum(), "This is a sum; E[...] is a mean, so that it does not grow with the batch."),
+            Mistake(lambda h: 1 - h[0], "Only the first sample was looked at."),
             Mistake(lambda h: 1 - h.min(), "This looks at one sample only: in any batch it is 1."),
         ),
+        learns="noted",
     ),
     Exercise(
         "gains",
         "04",
         gains,
         _three_entropies,
-        "Disagreement is log C - H. What a step gains is disagreement after it minus disagreement before it; log C cancels.",
+        HINTS["gains"],
         (
             Mistake(
                 lambda a, b, c: (b.mean() - a.mean(), c.mean() - b.mean()),
@@ -134,11 +155,19 @@ GAME = (
         "04",
         theory.is_equilibrium,
         _values,
-        "all(v <= value for v in values_g) and all(value <= v for v in values_q): no move of G raises it, none of Q lowers it.",
+        HINTS["is_equilibrium"],
         (
             Mistake(
                 lambda v, g, q: all(x >= v for x in g) and all(x <= v for x in q),
                 "The players are swapped: in Eq. (5) G moves on the left and can only lose, Q on the right.",
+            ),
+            Mistake(
+                lambda v, g, q: all(x < v for x in g) and all(x > v for x in q),
+                "A move that changes nothing is allowed: Eq. (5) has <=, not <.",
+            ),
+            Mistake(
+                lambda v, g, q: bool(g) and bool(q) and theory.is_equilibrium(v, g, q),
+                "Without any other G, or any other Q, nothing can be better: an empty list is no objection.",
             ),
             Mistake(lambda v, g, q: all(x <= v for x in g), "Only G's moves were looked at; Q must not gain either."),
             Mistake(lambda v, g, q: all(x >= v for x in q), "Only Q's moves were looked at; G must not gain either."),
@@ -153,7 +182,7 @@ GAME = (
         "05",
         equations.loss_ds,
         _logits,
-        "F.cross_entropy takes logits: those of p_ds are z_p - z_q.",
+        HINTS["loss_ds"],
         (
             Mistake(lambda p, q, y: F.cross_entropy(q - p, y), "The logits are turned round: P is to see y and Q to miss it."),
             Mistake(lambda p, q, y: F.cross_entropy(p + q, y), "This is L_as of Eq. (8); disagreement subtracts the logits."),
@@ -168,13 +197,14 @@ GAME = (
                 lambda p, q, y: F.cross_entropy(p, y) - F.cross_entropy(q, y), "A difference of two losses is another loss."
             ),
         ),
+        learns="required",
     ),
     Exercise(
         "loss_as",
         "05",
         equations.loss_as,
         _logits,
-        "As L_ds, with z_p + z_q: both are to see class y.",
+        HINTS["loss_as"],
         (
             Mistake(lambda p, q, y: F.cross_entropy(p - q, y), "This is L_ds of Eq. (6); agreement adds the logits."),
             Mistake(lambda p, q, y: F.cross_entropy((p + q) / 2, y), "Eq. (7) adds the logits, it does not average them."),
@@ -183,13 +213,14 @@ GAME = (
                 "Two losses, added, are not the loss of the sum: Eq. (8) is one cross-entropy of z_p + z_q.",
             ),
         ),
+        learns="required",
     ),
     Exercise(
         "loss_balance",
         "05",
         equations.loss_balance,
         _logits,
-        "0.2 * L_ds + 0.1 * L_as, the paper's weights.",
+        HINTS["loss_balance"],
         (
             Mistake(
                 lambda p, q, y: 0.1 * equations.loss_ds(p, q, y) + 0.2 * equations.loss_as(p, q, y),
@@ -199,13 +230,14 @@ GAME = (
                 lambda p, q, y: equations.loss_ds(p, q, y) + equations.loss_as(p, q, y), "The weights of Eq. (9) are missing."
             ),
         ),
+        learns="required",
     ),
     Exercise(
         "hinge",
         "06",
         equations.hinge,
         _banded,
-        "torch.relu(lower - h) + torch.relu(h - upper): how far H' is from the band, 0 within.",
+        HINTS["hinge"],
         (
             Mistake(
                 lambda h, b: torch.relu(h - b.lower) + torch.relu(b.upper - h),
@@ -216,17 +248,22 @@ GAME = (
             Mistake(lambda h, b: equations.hinge(h, b).mean(), "This is the mean; asked for is one number a sample, (N,)."),
         ),
         plot=True,
+        learns="required",
     ),
     Exercise(
         "hinge_slope",
         "06",
         hinge_slope,
         _banded,
-        "Below the band the mean hinge falls as H' rises: -1/N. Above it rises: +1/N. Within, nothing: 0.",
+        HINTS["hinge_slope"],
         (
             Mistake(lambda h, b: -hinge_slope(h, b), "The sign is turned: below the band a larger H' makes the hinge smaller."),
             Mistake(
                 lambda h, b: len(h) * hinge_slope(h, b), "This is the slope of the sum; of a mean over N it is 1/N of that."
+            ),
+            Mistake(
+                lambda h, b: ((h >= b.upper).float() - (h <= b.lower).float()) / len(h),
+                "Right but for samples that lie on a bound: there relu, and so the hinge, has slope 0.",
             ),
             Mistake(
                 lambda h, b: equations.hinge(h, b), "This is the hinge itself; its slope is the same however far off H' is."
@@ -239,7 +276,7 @@ GAME = (
         "06",
         equations.generator_objective,
         _objectives,
-        "hinge(h, bounds).mean() + balance + bns, with beta = gamma = 1: what Eq. (12) maximises, with the sign turned.",
+        HINTS["generator_objective"],
         (
             Mistake(
                 lambda h, bal, bns, b: -(equations.hinge(h, b).mean() + bal + bns),
@@ -252,13 +289,14 @@ GAME = (
                 "0.1 is GDFQ's weight of L_BNS; here gamma is 1.",
             ),
         ),
+        learns="required",
     ),
     Exercise(
         "estimation_error",
         "07",
         estimation_error,
         _rates,
-        "capacity / n**rate, the O(.) of Eq. (14) with its constant 1.",
+        HINTS["estimation_error"],
         (
             Mistake(lambda c, n, a: c / (n * a), "n is multiplied by the rate; it is an exponent."),
             Mistake(lambda c, n, a: c / n ** (1 / a), "The exponent is alpha, not 1/alpha."),
@@ -270,7 +308,7 @@ GAME = (
         "07",
         error_bound,
         _bounds_of_error,
-        "c_q / n**rate_q + c_p / n**rate_p + eps_q + eps_p.",
+        HINTS["error_bound"],
         (
             Mistake(
                 lambda n, c, a, e, d, b, f: c / n**a + e, "This is Eq. (16), Q against P; P's own error of Eq. (15) is missing."
@@ -286,10 +324,14 @@ GAME = (
         "07",
         samples_needed,
         _targets,
-        "Solve capacity / n**rate = target for n: (capacity / target) ** (1 / rate).",
+        HINTS["samples_needed"],
         (
             Mistake(lambda c, a, t: (c / t) ** a, "n**rate = capacity / target, so the root is the power 1/rate."),
             Mistake(lambda c, a, t: c / t, "This is right for rate 1 only."),
+            Mistake(
+                lambda c, a, t: int((c / t) ** (1 / a)),
+                "This is cut off, perhaps by int(); asked for is n as the formula gives it.",
+            ),
             Mistake(
                 lambda c, a, t: math.ceil((c / t) ** (1 / a)), "This is rounded up; asked for is n as the formula gives it."
             ),

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from adadfq_lab.course.exercises.hints import HINTS
 from adadfq_lab.course.grading import Case, Exercise, Mistake
 from adadfq_lab.integers import packing
 from adadfq_lab.student.quantizer import quant_range
@@ -14,11 +15,14 @@ EPS = 1e-5  # what nn.BatchNorm2d adds to a variance
 
 
 def _batch_norms(g: torch.Generator) -> list[Case]:
-    def one(out: int) -> Case:
-        scale, gamma, beta, mean = (torch.randn(out, generator=g) for _ in range(4))
-        return scale.abs(), gamma, beta, mean, 0.2 + torch.rand(out, generator=g)
+    """Ordinary variances; and, as in trained networks, channels that never vary."""
 
-    return [one(8), one(3)]
+    def one(var: Tensor) -> Case:
+        scale, gamma, beta, mean = (torch.randn(len(var), generator=g) for _ in range(4))
+        return scale.abs(), gamma, beta, mean, var
+
+    tiny = torch.tensor([5e-14, 0.0, 1e-6, 1e-5, 0.4])
+    return [one(0.2 + torch.rand(8, generator=g)), one(0.2 + torch.rand(3, generator=g)), one(tiny)]
 
 
 def _convolutions(g: torch.Generator) -> list[Case]:
@@ -37,17 +41,19 @@ def _sums(g: torch.Generator) -> list[Case]:
         acc = torch.randint(-200, 200, (2, out, 4, 4), generator=g, dtype=torch.int32)
         scale, bias = 0.01 + 0.02 * torch.rand(out, generator=g), torch.randn(out, generator=g)
         cases.append((acc, scale, bias, 3.0 / (2**bits - 1), bits))
+        cases.append((acc, scale * torch.tensor([-1.0, 1.0, -1.0, 1.0])[:out], bias, 3.0 / (2**bits - 1), bits))
     return cases
 
 
 def _codes(g: torch.Generator) -> list[Case]:
-    """The second and third do not fill their last byte."""
+    """Some do not fill their last byte; the last has two dimensions."""
 
     def draw(bits: int, count: int) -> Case:
         low, high = quant_range(bits)
         return torch.randint(low, high + 1, (count,), generator=g, dtype=torch.int8), bits
 
-    return [draw(3, 16), draw(3, 5), draw(5, 11)]
+    grid, bits = draw(2, 15)
+    return [draw(3, 16), draw(3, 5), draw(5, 11), draw(8, 3), draw(7, 1), (grid.view(3, 5), bits)]
 
 
 # References that the library has inside larger functions
@@ -94,10 +100,18 @@ INTEGERS = (
         "10",
         fold,
         _batch_norms,
-        "bn(u) = a u + b with a = gamma / sqrt(var + 1e-5) and b = beta - a mean; a multiplies the scale, b is the bias.",
+        HINTS["fold"],
         (
             Mistake(
                 lambda s, g, b, m, v: (s * g / (v + EPS), b - m * g / (v + EPS)), "`var` is a variance; divide by its root."
+            ),
+            Mistake(
+                lambda s, g, b, m, v: (s * g / v.sqrt(), b - m * g / v.sqrt()),
+                "1e-5 is missing: some channels hardly vary, and their scale would come out thousands of times too large.",
+            ),
+            Mistake(
+                lambda s, g, b, m, v: (s * g / (v.sqrt() + EPS), b - m * g / (v.sqrt() + EPS)),
+                "1e-5 belongs under the root, to the variance; outside it, small variances give scales that are far too large.",
             ),
             Mistake(
                 lambda s, g, b, m, v: (s * g / (v + EPS).sqrt(), b),
@@ -119,7 +133,7 @@ INTEGERS = (
         "10",
         integer_conv,
         _convolutions,
-        "Take the zero points off both tensors first, zero_w as .view(-1, 1, 1, 1); then F.conv2d(..., padding=1) on int32.",
+        HINTS["integer_conv"],
         (
             Mistake(
                 lambda x, zx, w, zw: _conv(x, w - zw.view(-1, 1, 1, 1)), "zero_x is missing: the code zero_x stands for 0."
@@ -141,7 +155,7 @@ INTEGERS = (
         "10",
         requantize,
         _sums,
-        "y = acc * scale + bias per channel (.view(-1, 1, 1)); then y / step, .round(), .clamp(0, 2**bits - 1), int32.",
+        HINTS["requantize"],
         (
             Mistake(
                 lambda a, s, b, w, n: requantize(a, s, 0 * b, w, n), "The bias is missing, and with it the batch norm's shift."
@@ -175,7 +189,7 @@ INTEGERS = (
         "10",
         packing.pack_bits,
         _codes,
-        "Add 2^(bits-1); (digits[:, None] >> places) & 1, places bits-1 .. 0; fill up to whole bytes; << 7 .. 0 and add up.",
+        HINTS["pack_bits"],
         (
             Mistake(lambda q, b: _stream(q, b, offset=False), "Take quant_min off first: the smallest code is all zeros."),
             Mistake(

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from adadfq_lab.course.comparing import dense
+from adadfq_lab.course.exercises.hints import HINTS
 from adadfq_lab.course.grading import Case, Exercise, Mistake
 from adadfq_lab.equations import BatchStatistics, Bounds, Terms, loss_bns
 from adadfq_lab.fidelity import fidelity
@@ -99,14 +101,20 @@ def _in_a_round(function: Callable[[Round], Terms], *parts: Any) -> tuple[Tensor
     images = torch.zeros(len(labels), 1, 4, 4)
     truth = replace(fidelity("corrected"), bns_reduction=reduction)
     terms = function(Round(0, images, labels, z_p, z_q, statistics, Bounds(), truth))
-    if not isinstance(terms, dict) or not all(isinstance(term, Tensor) and term.ndim == 0 for term in terms.values()):
+    if not isinstance(terms, dict) or not terms or not all(dense(term) and term.ndim == 0 for term in terms.values()):
         raise TypeError('return a dictionary of named 0-dim tensors, as in {"label": F.cross_entropy(...)}')
-    total = torch.stack(list(terms.values())).sum()
+    total = torch.stack([term.to(z_p.dtype) for term in terms.values()]).sum()
     if not total.requires_grad:
         raise ValueError("no gradient reaches any logits: nothing may be detached or turned into a float")
     gradients = torch.autograd.grad(total, (z_p, z_q), allow_unused=True)
     at_p, at_q = (torch.zeros_like(z_p) if gradient is None else gradient for gradient in gradients)
     return total.detach(), at_p, at_q
+
+
+def _for_the_student(function: Callable[[Round], Terms], *parts: Any) -> tuple[Tensor, Tensor]:
+    """The same without the gradient to P's logits: only Q's weights learn, so P's logits may be detached."""
+    total, _, at_q = _in_a_round(function, *parts)
+    return total, at_q
 
 
 def _with(**changed: Callable[[Round], Tensor]) -> Callable[[Round], Terms]:
@@ -124,7 +132,7 @@ METHODS_COMPARED = (
         "08",
         centred_mse,
         _logit_pairs,
-        "d = z_p - z_q; 0.5 * d.var(dim=1, correction=0), one number a sample.",
+        HINTS["centred_mse"],
         (
             Mistake(lambda p, q: 0.5 * (p - q).var(dim=1), "torch's var divides by C - 1; the formula has C: correction=0."),
             Mistake(lambda p, q: (p - q).var(dim=1, correction=0), "The half is missing."),
@@ -139,13 +147,14 @@ METHODS_COMPARED = (
                 lambda p, q: 0.5 * (p - q).var(dim=0, correction=0), "The variance runs over samples here; classes are dim=1."
             ),
         ),
+        learns="noted",
     ),
     Exercise(
         "difference_of_means",
         "08",
         difference_of_means,
         _two_methods,
-        "Variances add: half = t * sqrt(var_a / n_a + var_b / n_b), each variance divided by its n - 1.",
+        HINTS["difference_of_means"],
         (
             Mistake(
                 lambda a, b, t: _interval(a, b, t * math.sqrt(_variance(a) + _variance(b))),
@@ -156,6 +165,10 @@ METHODS_COMPARED = (
                 "Divide the sum of squares by n - 1: the mean was taken from the same few numbers.",
             ),
             Mistake(lambda a, b, t: _interval(a, b, difference_of_means(a, b, 1.0)[1]), "Student's quantile t is missing."),
+            Mistake(
+                lambda a, b, t: _interval(a, b, 2 * difference_of_means(a, b, t)[1]),
+                "This is the whole width of the interval; asked for is half of it.",
+            ),
             Mistake(
                 lambda a, b, t: _interval(a, b, t * (math.sqrt(_variance(a) / len(a)) + math.sqrt(_variance(b) / len(b)))),
                 "Here two half-widths are added; it is variances that add, so the interval is narrower than that.",
@@ -174,8 +187,7 @@ METHODS_COMPARED = (
         "08",
         generator_loss,
         _rounds,
-        "Three terms: F.cross_entropy(r.teacher_logits, r.labels); 0.1 * lab.loss_bns(r.statistics, reduction=r.fidelity."
-        "bns_reduction); torch.relu(1 - centred_mse(r.teacher_logits, r.student_logits)).mean().",
+        HINTS["generator_loss"],
         (
             Mistake(
                 _with(apart=lambda r: torch.relu(TAU - _apart(r).mean())),
@@ -185,6 +197,11 @@ METHODS_COMPARED = (
                 _with(apart=lambda r: torch.relu(_apart(r) - TAU).mean()),
                 "The hinge is turned round: this makes P and Q agree, and G is to keep them apart.",
             ),
+            Mistake(
+                lambda r: {name: term for name, term in generator_loss(r).items() if name != "apart"},
+                "The third term, E[max(1 - v, 0)], is missing: this G never looks at Q.",
+            ),
+            Mistake(lambda r: {name: term for name, term in generator_loss(r).items() if name != "bns"}, "L_BNS is missing."),
             Mistake(
                 _with(apart=lambda r: (TAU - _apart(r)).mean()),
                 "The hinge is missing: without max(., 0) G gains from any disagreement, however wild.",
@@ -213,7 +230,7 @@ METHODS_COMPARED = (
         "08",
         student_loss,
         _rounds,
-        'One term: {"match": centred_mse(r.teacher_logits, r.student_logits).mean()}.',
+        HINTS["student_loss"],
         (
             Mistake(
                 lambda r: {"match": _apart(r).sum()}, "This is a sum over the batch; E[v] is a mean, or the step grows with N."
@@ -235,7 +252,7 @@ METHODS_COMPARED = (
                 "The hinge is G's; Q follows P on every image, however close they are already.",
             ),
         ),
-        observe=_in_a_round,
+        observe=_for_the_student,
     ),
 )
 """The graded exercises of notebook 08."""

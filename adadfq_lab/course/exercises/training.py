@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import torch
 
+from adadfq_lab.course.exercises.hints import HINTS
 from adadfq_lab.course.grading import Case, Exercise, Mistake
 
 MB = 2**20
@@ -31,7 +32,7 @@ def _draw(g: torch.Generator) -> Callable[[int, int], int]:
 
 def _schedules(g: torch.Generator) -> list[Case]:
     draw = _draw(g)
-    return [(80_000, 800, 16)] + [(draw(500, 9000), draw(10, 400), draw(4, 200)) for _ in range(2)]
+    return [(80_000, 800, 16), (300, 0, 8)] + [(draw(500, 9000), draw(10, 400), draw(4, 200)) for _ in range(2)]
 
 
 def _timings(g: torch.Generator) -> list[Case]:
@@ -41,7 +42,10 @@ def _timings(g: torch.Generator) -> list[Case]:
         warm = draw(10, 80) / 1000
         return draw(2000, 9000), draw(100, 900), warm, 1.4 * warm, draw(10, 90), draw(1, 30) / 2
 
-    return [one(), one()]
+    warm = draw(10, 80) / 1000
+    pace = warm, 1.4 * warm
+    edges = [(1000, 100, *pace, 50, 2.5), (120, 0, *pace, 40, 1.5), (90, 30, *pace, 100, 3.0), (12, 5, *pace, 1, 0.5)]
+    return [one(), one(), *edges]  # looks at the last round of the warm-up and of all, from the first, none, always
 
 
 def _players(g: torch.Generator) -> list[Case]:
@@ -55,7 +59,7 @@ TRAINING = (
         "09",
         counts,
         _schedules,
-        "G draws `batch` images in every round, the warm-up included; Q makes a step in every round after it.",
+        HINTS["counts"],
         (
             Mistake(lambda r, w, b: (r * b, r), "In the warm-up only G learns: Q makes no step there."),
             Mistake(lambda r, w, b: ((r - w) * b, r - w), "G draws images in the warm-up too; that is what it learns on."),
@@ -67,7 +71,7 @@ TRAINING = (
         "09",
         total_seconds,
         _timings,
-        "Two phases, each at its own pace; then the looks: the multiples of `every` in warmup + 1, ..., rounds.",
+        HINTS["total_seconds"],
         (
             Mistake(
                 lambda r, w, a, b, e, s: r * b + (r // e - w // e) * s,
@@ -81,6 +85,14 @@ TRAINING = (
                 lambda r, w, a, b, e, s: w * a + (r - w) * b + (r - w) // e * s,
                 "The looks are at multiples of `every`, counted from the first round, not from the end of the warm-up.",
             ),
+            Mistake(
+                lambda r, w, a, b, e, s: w * a + (r - w) * b + s * sum(k >= w for k in range(e, r + 1, e)),
+                "A look after the last round of the warm-up is counted; the first is past it.",
+            ),
+            Mistake(
+                lambda r, w, a, b, e, s: w * a + (r - w) * b + s * sum(k > w for k in range(e, r, e)),
+                "The look after the very last round is missing.",
+            ),
             Mistake(lambda r, w, a, b, e, s: w * a + (r - w) * b, "The looks at the test images are missing."),
         ),
     ),
@@ -89,7 +101,7 @@ TRAINING = (
         "09",
         state_megabytes,
         _players,
-        "Four numbers a weight of G (weight, gradient, Adam's two), three of Q (SGD keeps one); 4 bytes each, 2^20 an MB.",
+        HINTS["state_megabytes"],
         (
             Mistake(lambda g, q: 4 * (g + q) / MB, "Those are the weights alone: gradients and optimizer state are missing."),
             Mistake(
