@@ -1,6 +1,8 @@
-"""`adadfq course`: build, check and badge the notebooks. Each action is a command with a help page of its own."""
+"""`adadfq course`: build, check and badge the notebooks, mark what learners hand in. Each action has a help page of its own."""
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import tyro
@@ -9,6 +11,10 @@ from adadfq_lab.authoring.build import Built, set_badges, sources
 from adadfq_lab.authoring.build import build as build_copies
 from adadfq_lab.authoring.pages import FOLDER
 from adadfq_lab.authoring.rules import problems
+from adadfq_lab.cli.output import Json, say
+from adadfq_lab.course import marking
+from adadfq_lab.errors import UserError
+from adadfq_lab.machine.files import write_atomically
 
 
 def _report(built: Built) -> None:
@@ -52,8 +58,47 @@ def badges(target: tyro.conf.Positional[str]) -> None:
     _report(set_badges(target))
 
 
-COMMANDS: dict[str, Callable[..., Any]] = {"build": build, "check": check, "badges": badges}
+def mark(
+    folder: tyro.conf.Positional[Path],
+    csv: Path | None = None,
+    out: Path | None = None,
+    seconds: float = 10.0,
+    megabytes: int = 1024,
+    json: Json = False,
+) -> None:
+    """Mark what learners handed in: run every function again and print one table.
+
+    Learners write a file with lab.hand_in("name"). Collect the files in a folder (subfolders are searched too), then:
+    adadfq course mark handed_in --csv marks.csv
+
+    This runs other people's code. Each function runs in a process of its own with limits of time and memory; it cannot write
+    files, start programs or use the network in the usual ways, and the verdict is made outside it. It does run as you and can
+    read what you can read. If you do not trust these people, mark in a container.
+
+    Args:
+        folder: Folder with the handed-in JSON files.
+        csv: Also write a table for a spreadsheet: 1 or 0 for each exercise.
+        out: Also write everything as JSON to this file, the words of each check included.
+        seconds: Time limit for each function.
+        megabytes: Memory limit for each function, beyond what the process begins with.
+    """
+    if not seconds > 0 or megabytes < 16:
+        raise UserError("seconds must be above 0 and megabytes at least 16")
+    print(marking.WARNING, file=sys.stderr)
+    everybody = marking.mark(folder, seconds=seconds, megabytes=megabytes, say=_progress)
+    if csv is not None:
+        write_atomically(csv, marking.as_csv(everybody).encode("utf-8-sig"))
+    if out is not None:
+        write_atomically(out, marking.as_json_text(everybody).encode())
+    say(marking.as_json(everybody), marking.table(everybody), json)
+
+
+def _progress(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+COMMANDS: dict[str, Callable[..., Any]] = {"build": build, "check": check, "badges": badges, "mark": mark}
 
 
 def course() -> None:
-    """Make the notebooks, check them, or link them to Colab: course build, course check, course badges."""
+    """Make the notebooks, check them, link them to Colab, or mark what learners hand in."""
