@@ -2,6 +2,9 @@
 
 from adadfq_lab import fidelity as fidelity
 from adadfq_lab.course import check as check
+from adadfq_lab.course.capstone import capstone as capstone
+from adadfq_lab.course.check import hand_in as hand_in
+from adadfq_lab.course.check import mine as mine
 from adadfq_lab.course.check import progress as progress
 from adadfq_lab.course.quizzes import quiz as quiz
 from adadfq_lab.data.accuracy import Accuracy as Accuracy

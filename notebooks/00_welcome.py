@@ -1,7 +1,7 @@
 # ---
 # jupyter:
 #   adadfq_lab:
-#     built: 729e2ae1a0a0ca8d
+#     built: ba9bd3b90345355d
 #   kernelspec:
 #     display_name: Python 3 (ipykernel)
 #     language: python
@@ -141,8 +141,8 @@ print(f"G has {parameters:,} parameters; its first images have shape {tuple(befo
 # %% [markdown]
 # ## 3 · How exercises answer (5 minutes)
 # Each notebook has a few exercises. A cell gives you a function with a gap; you fill it in, run it, and run the check below
-# it. The check tries your function on cases you cannot see and answers at once. Wrong is fine: it says what differs, and from
-# the second time on gives a hint. Nothing is sent anywhere.
+# it. The check tries your function on cases you cannot see and answers at once. Wrong is fine: it says what differs and adds a
+# hint, one more after each attempt: a nudge, the formula, the code, each behind a fold. Nothing is sent anywhere.
 #
 # ### Exercise 1 ●○○ (2 minutes): agreement
 # `z_p` and `z_q` are logits, shape (N, C). Return the share of samples on which both say the same class, a number from 0 to
@@ -160,8 +160,9 @@ def agreement(z_p, z_q):
 lab.check.agreement(agreement)
 
 # %% [markdown]
-# The solution copy of every notebook, in `solutions/`, has the answer folded below its exercise. What passed is kept for this
-# session; `lab.progress().save("progress.json")` writes it to a file you can hand in.
+# The solution copy of every notebook, in `solutions/`, has the answer folded below its exercise. What passed is kept in
+# `my_answers.json` beside the notebook, for the later notebooks: in 07 your functions play a whole game. If your lecturer asks
+# for your answers, `lab.hand_in("your name")` writes them to one file.
 
 # %%
 lab.progress()

@@ -1,7 +1,7 @@
 # ---
 # jupyter:
 #   adadfq_lab:
-#     built: 0fef8fc90ed939b2
+#     built: 509e58a3615d5832
 #   kernelspec:
 #     display_name: Python 3 (ipykernel)
 #     language: python
@@ -348,10 +348,10 @@ lab.check.generator_loss(generator_loss)
 
 # %% [markdown]
 # Two functions and a name are a method. It plays 40 rounds, and GDFQ beside it: same seed, same schedule, learning rates left
-# to the methods, which have the same.
+# to the methods, which have the same. If a check has not accepted yours yet, you borrow the library's and can go on.
 
 # %%
-ninth = lab.Method("Ninth", generator_loss, student_loss, uses_student=True)
+ninth = lab.Method("Ninth", lab.mine("generator_loss"), lab.mine("student_loss"), uses_student=True)
 found = {}
 for name, one in {"Ninth": ninth, "GDFQ": lab.gdfq()}.items():
     recorder = lab.Recorder(10)

@@ -22,7 +22,7 @@
 #
 # **Prerequisites.** H' and the adaptability (notebook 01), the generator and L_BNS (notebook 03).
 #
-# **Minutes.** 1 Value: 6 · 2 Moves and gains: 10 · 3 Live: 8 · 4 Does it sum to zero?: 8 · 5 Equilibrium: 5 · 6 AdaSG: 5
+# **Minutes.** 1 Value: 6 · 2 Moves and gains: 14 · 3 Live: 8 · 4 Does it sum to zero?: 8 · 5 Equilibrium: 5 · 6 AdaSG: 5
 #
 # | symbol | in code | what it is | source |
 # |---|---|---|---|
@@ -109,7 +109,7 @@ lab.show(lab.figures.bars(values, title="Value of the game on the same images", 
 # apart P and Q are.
 
 # %% [markdown]
-# ## 2 · Moves and gains (10 minutes)
+# ## 2 · Moves and gains (14 minutes)
 # One round: G makes images and takes an Adam step, then Q takes an SGD step. To see what each step did, evaluate the
 # disagreement log C - E[H_info] on the *same* z and y before the round, after G's step, and after Q's:
 #
@@ -149,6 +149,32 @@ def gains(before, after_g, after_q):
 
 # %%
 lab.check.gains(gains)
+
+# %% [markdown]
+# ### Exercise 3 ●●○ (4 minutes): a step of Q
+# Q moves by gradient descent with Nesterov momentum and weight decay. With g = gradient + decay · weight, the new velocity is
+# v = momentum · velocity + g, and the weight moves by -rate · (g + momentum · v). Return (new weight, new velocity) and leave
+# the arguments as they are. What would change if momentum were 0?
+
+
+# %% tags=["stub"]
+def student_step(weight, gradient, velocity, rate, momentum, decay):
+    """(weight, velocity) after one step of SGD with Nesterov momentum and weight decay."""
+    g = ...
+    raise NotImplementedError("decay joins the gradient, then the velocity, then the step")
+
+
+# %% tags=["solution"] cellView="form" jupyter={"source_hidden": true}
+# @title Solution
+def student_step(weight, gradient, velocity, rate, momentum, decay):
+    """(weight, velocity) after one step of SGD with Nesterov momentum and weight decay."""
+    g = gradient + decay * weight
+    v = momentum * velocity + g
+    return weight - rate * (g + momentum * v), v
+
+
+# %%
+lab.check.student_step(student_step)
 
 # %% [markdown]
 # ## 3 · The game, live (8 minutes)
@@ -249,8 +275,9 @@ print(f"of what G minimises, L_BNS is {history['generator.bns'][late].mean() / b
 # ## 5 · An equilibrium (5 minutes)
 # Eq. (5): at (θ_g*, θ_q*) no other G raises the value, and no other Q lowers it.
 #
-# ### Exercise 3 ●○○ (3 minutes): is it at rest?
-# `value` is H(g*, q*), `values_g` are the values with other generators, `values_q` those with other students.
+# ### Exercise 4 ●○○ (3 minutes): is it at rest?
+# `value` is H(g*, q*), `values_g` are the values with other generators, `values_q` those with other students. Either list may
+# be empty, and a move that leaves the value as it is does not pay.
 
 
 # %% tags=["stub"]

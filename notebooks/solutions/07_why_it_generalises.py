@@ -22,7 +22,8 @@
 #
 # **Prerequisites.** The game (04), the band (06).
 #
-# **Minutes.** 1 A bound: 8 · 2 Adding up: 8 · 3 What it explains: 8 · 4 Fig. 1: 10 · 5 Overfitting: 6 · 6 Live: 5
+# **Minutes.** 1 A bound: 8 · 2 Adding up: 8 · 3 What it explains: 8 · 4 Fig. 1: 10 · 5 Overfitting: 6 · 6 Your own game: 15 ·
+# 7 Live: 5
 #
 # | symbol | in code | what it is | source |
 # |---|---|---|---|
@@ -259,7 +260,60 @@ lab.show(lab.figures.curves(shares, five["round"][at], title="AdaDFQ, 5 bits", *
 # good Q, and lower agreement, as here, is none of a bad one.
 
 # %% [markdown]
-# ## 6 · Measure it yourself (5 minutes)
+# ## 6 · Your own game (15 minutes)
+# You have written every part of AdaDFQ by now. One is missing: the round in which they meet.
+#
+# ### Exercise 4 ●●● (10 minutes): a whole round
+# `G(z, y)` makes images, `P(x)` returns (logits, statistics), `Q(x)` logits. G takes one step down Eq. (12): hinge, L_bal and
+# L_BNS, as `lab.generator_objective`, `lab.loss_balance` and `lab.loss_bns` have them. Then Q takes one step down Eq. (13),
+# `lab.game_value`, on the images as they were before G's step. Each player moves on its own loss only, and old gradients must
+# not count. H' is `lab.normalized_entropy(lab.disagreement_entropy(z_p, z_q), classes)`. Return both losses.
+
+
+# %% tags=["stub"]
+def play_round(G, P, Q, optimizer_g, optimizer_q, z, y, bounds):
+    """One round of AdaDFQ: both players step once; returns (loss of G, loss of Q)."""
+    x = ...
+    raise NotImplementedError("make images, look at them, step G, then step Q")
+
+
+# %% tags=["solution"] cellView="form" jupyter={"source_hidden": true}
+# @title Solution
+def play_round(G, P, Q, optimizer_g, optimizer_q, z, y, bounds):
+    """One round of AdaDFQ: both players step once; returns (loss of G, loss of Q)."""
+    x = G(z, y)
+    z_p, statistics = P(x)
+    z_q, classes = Q(x), z_p.shape[1]
+    h_prime = lab.normalized_entropy(lab.disagreement_entropy(z_p, z_q), classes)
+    loss_g = lab.generator_objective(h_prime, lab.loss_balance(z_p, z_q, y), lab.loss_bns(statistics), bounds)
+    optimizer_g.zero_grad()
+    loss_g.backward()
+    optimizer_g.step()
+    entropy = lab.disagreement_entropy(z_p.detach(), Q(x.detach()))
+    loss_q = lab.game_value(lab.normalized_entropy(entropy, classes))
+    optimizer_q.zero_grad()
+    loss_q.backward()
+    optimizer_q.step()
+    return loss_g, loss_q
+
+
+# %%
+lab.check.play_round(play_round)
+
+# %% [markdown]
+# Now everything you wrote plays: 17 functions from notebooks 01 to 07, those that a check accepted. For the others you borrow
+# the library's. Beside yours plays the library's game, from the same weights and with the same draws. **Predict first:** in
+# which round will the losses differ, if in any? It takes a minute or two.
+
+# %%
+lab.capstone()
+
+# %% [markdown]
+# *Read it:* a row for the first and last rounds, then which functions are yours. If all rounds are equal, you have written
+# AdaDFQ. If the games part, look at a function of yours that is only nearly right: ten rounds amplify a small difference.
+# What would change if Q stepped before G? In which round would it show?
+#
+# ## 7 · Measure it yourself (5 minutes)
 # Change the method, the bits or the learning rate and compare: `lab.gdfq()`, "5w5a", `student_lr=1e-4`.
 
 # %%
@@ -288,6 +342,7 @@ lab.quiz("07")
 # ## What you can now do
 # - write Eq. (14) to (17), and say which part shrinks with samples and which does not;
 # - name the two places where the paper's argument disagrees with its own formulas;
-# - tell under- from overfitting by a pair of curves, and say when the curves show neither.
+# - tell under- from overfitting by a pair of curves, and say when the curves show neither;
+# - play a round of AdaDFQ with functions of your own.
 #
 # Next: [08 · Eight methods, one protocol](08_eight_methods.ipynb).

@@ -380,10 +380,10 @@ lab.check.generator_loss(generator_loss)
 
 # %% [markdown]
 # Two functions and a name are a method. It plays 40 rounds, and GDFQ beside it: same seed, same schedule, learning rates left
-# to the methods, which have the same.
+# to the methods, which have the same. If a check has not accepted yours yet, you borrow the library's and can go on.
 
 # %%
-ninth = lab.Method("Ninth", generator_loss, student_loss, uses_student=True)
+ninth = lab.Method("Ninth", lab.mine("generator_loss"), lab.mine("student_loss"), uses_student=True)
 found = {}
 for name, one in {"Ninth": ninth, "GDFQ": lab.gdfq()}.items():
     recorder = lab.Recorder(10)
