@@ -15,6 +15,7 @@ folders to an engine (see `adadfq_lab.studies.engines`), and any other scheduler
 
 import hashlib
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -24,10 +25,11 @@ from tqdm import tqdm
 
 from adadfq_lab.errors import UserError
 from adadfq_lab.machine.files import write_atomically
+from adadfq_lab.machine.reading import read_bytes
 from adadfq_lab.methods.registry import FILES, known_elsewhere
-from adadfq_lab.runs.config import RunConfig
+from adadfq_lab.runs.config import RunConfig, read_config
 from adadfq_lab.studies.engines import Engine, InProcess, Local, Task
-from adadfq_lab.studies.grid_run import ATTEMPTS, busy, failure, main, rounds_done, state
+from adadfq_lab.studies.grid_run import ATTEMPTS, busy, failure, main, rounds_done, set_aside, state
 
 
 def config_hash(config: RunConfig) -> str:
@@ -50,12 +52,27 @@ def prepare(configs: Sequence[RunConfig], root: Path) -> list[Path]:
         folder = root / folder_name(config)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            if not (folder / "wanted.json").exists():
+            for name in ("log.txt", "sessions.jsonl"):
+                if os.path.lexists(folder / name) and not (folder / name).is_file():
+                    set_aside(folder / name)
+            if not _wants(folder, config):
                 write_atomically(folder / "wanted.json", json.dumps(config.as_json(), indent=1).encode())
         except OSError as error:
             raise UserError(f"cannot write to {folder}: {error.strerror}; choose another folder") from None
         folders.append(folder)
     return folders
+
+
+def _wants(folder: Path, config: RunConfig) -> bool:
+    """Whether the folder's wanted.json says `config`; a damaged one is set aside."""
+    path = folder / "wanted.json"
+    if not os.path.lexists(path):
+        return False
+    try:
+        return read_config(path) == config
+    except UserError:
+        set_aside(path)
+        return False
 
 
 # All of them
@@ -141,8 +158,10 @@ def _again(folder: Path, attempts: dict[Path, int]) -> bool:
     attempts[folder] += 1
     if attempts[folder] < ATTEMPTS:
         return True
-    path = folder / "log.txt"
-    last = path.read_text(errors="replace").strip().splitlines()[-1:] if path.exists() else []
+    try:
+        last = read_bytes(folder / "log.txt").decode(errors="replace").strip().splitlines()[-1:]
+    except UserError:
+        last = []
     write_atomically(folder / "failed.txt", f"killed {ATTEMPTS} times; its last line: {''.join(last)}\n".encode())
     return False
 

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shutil
 import socket
 import sys
 import time
@@ -10,15 +11,17 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from adadfq_lab.errors import UserError
-from adadfq_lab.machine.files import write_atomically
+from adadfq_lab.machine.files import load_tensors, write_atomically
+from adadfq_lab.machine.reading import check_regular, open_regular, read_bytes, read_json
 from adadfq_lab.runs.config import read_config
-from adadfq_lab.runs.folder import checkpoints, last_checkpoint, round_of
+from adadfq_lab.runs.folder import checkpoints, round_of
+from adadfq_lab.runs.log import record_of
 from adadfq_lab.runs.run import run
 
-State = Literal["done", "running", "failed", "stopped", "waiting"]
+State = Literal["done", "running", "failed", "damaged", "stopped", "waiting"]
 ATTEMPTS = 3
 """How often a run is started whose process was killed; one that ends in an error of its own is not tried again."""
 
@@ -27,36 +30,82 @@ ATTEMPTS = 3
 
 
 def state(folder: Path) -> State:
-    """Whether the run in `folder` is done, is being played, has failed, was stopped on the way, or waits."""
+    """Whether the run in `folder` is done, is being played, has failed, is damaged, was stopped on the way, or waits."""
     played = busy(folder)  # asked first: a player that has let go has written its result
-    if (folder / "result.json").exists():
-        return "done"
-    if played:
+    if played and not _there(folder / "result.json"):
         return "running"
-    if (folder / "failed.txt").exists():
+    if damage(folder):
+        return "running" if played else "damaged"
+    if _there(folder / "result.json"):
+        return "done"
+    if _there(folder / "failed.txt"):
         return "failed"
-    return "stopped" if (folder / "config.json").exists() else "waiting"
+    return "stopped" if _there(folder / "config.json") else "waiting"
+
+
+def damage(folder: Path) -> str:
+    """What is wrong with the files of a run that are small and must be right, in one line; nothing if they are."""
+    try:
+        if _there(folder / "wanted.json"):
+            read_config(folder / "wanted.json")
+        if _there(folder / "result.json"):
+            read_result(folder)
+        elif _there(folder / "config.json"):
+            read_config(folder / "config.json")
+        if _there(folder / "records.jsonl"):
+            check_regular(folder / "records.jsonl")
+    except UserError as error:
+        return str(error)
+    except OSError as error:
+        return f"cannot look into {folder}: {error.strerror}"
+    return ""
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """A run's result.json, in which the student's and the teacher's accuracy are numbers; raises UserError if it is not one."""
+    found = read_json(folder / "result.json", limit=2**20)
+    try:
+        low, high = found["intervals"]["student"]
+        numbers = [found["student"], found["teacher"], low, high]
+    except (KeyError, TypeError, ValueError):
+        numbers = [None]
+    if not all(type(number) in (int, float) and 0 <= number <= 100 for number in numbers):
+        raise UserError(f"{folder / 'result.json'} is damaged: it holds no result of a run")
+    return dict(found)
+
+
+def _there(path: Path) -> bool:
+    """Whether anything is of that name; a link that leads nowhere counts."""
+    return os.path.lexists(path)
 
 
 def failure(folder: Path) -> str:
-    """Why the run in `folder` failed; nothing where it has not, or where somebody has begun to play it again."""
-    try:
-        return (folder / "failed.txt").read_text(errors="replace").strip()
-    except FileNotFoundError:
+    """Why the run in `folder` failed; nothing if it did not, or if it is played again."""
+    if not _there(folder / "failed.txt"):
         return ""
+    try:
+        return read_bytes(folder / "failed.txt").decode(errors="replace").strip()
+    except UserError as error:
+        return str(error) if _there(folder / "failed.txt") else ""
 
 
 def rounds_done(folder: Path) -> int:
-    """Rounds in the log of `folder`; looks at the end of the file only."""
+    """Rounds in the log of `folder`; looks at the end of the file only. 0 if there is no log, or none that can be read."""
     path = folder / "records.jsonl"
-    if not path.exists():
+    try:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            for length in (2**16, 2**22, 2**26):  # a line of many samples is long
+                file.seek(max(0, size - length))
+                lines = file.read(length).split(b"\n")[:-1]
+                for line in lines[:-4:-1]:
+                    if (record := record_of(line)) is not None:
+                        return int(record["round"]) + 1
+                if length >= size:
+                    return 0
+    except (UserError, OSError):
         return 0
-    with path.open("rb") as file:
-        file.seek(0, 2)
-        file.seek(max(0, file.tell() - 2**16))
-        lines = file.read().splitlines(keepends=True)
-    whole = [line for line in lines[-3:] if line.startswith(b"{") and line.endswith(b"}\n")]
-    return int(json.loads(whole[-1])["round"]) + 1 if whole else 0
+    return 0
 
 
 def busy(folder: Path) -> bool:
@@ -95,26 +144,75 @@ def play_one(folder: Path, *, quiet: bool = False) -> bool:
     Returns whether it is done. Raises UserError as `run` does, and for a folder that waits for no run, which is left as it is;
     whatever a run raises is noted in failed.txt.
     """
-    if not (folder / "wanted.json").exists():
+    if not _there(folder / "wanted.json"):
         raise UserError(f"{folder} waits for no run (no wanted.json in it); give a folder of a grid")
     with _claimed(folder) as ours:
-        if not ours or (folder / "result.json").exists():
-            return (folder / "result.json").exists()
+        if not ours or _has_result(folder):
+            return _has_result(folder)
+        begun = _make_playable(folder)
         (folder / "failed.txt").unlink(missing_ok=True)
-        resume = bool(checkpoints(folder))
-        if not resume:
-            (folder / "config.json").unlink(missing_ok=True)  # killed before its first checkpoint: nothing to continue
-        begun = round_of(last_checkpoint(folder)) if resume else 0
-        session = {"host": socket.gethostname(), "pid": os.getpid(), "slurm": _slurm_job(), "round": begun, "time": time.time()}
+        session = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "slurm": _slurm_job(),
+            "round": begun or 0,
+            "time": time.time(),
+        }
         with (folder / "sessions.jsonl").open("a") as sessions:
             sessions.write(json.dumps(session) + "\n")
         try:
-            run(read_config(folder / "wanted.json"), folder, resume=resume, quiet=quiet, report=False)
+            run(read_config(folder / "wanted.json"), folder, from_round=begun, quiet=quiet, report=False)
         except Exception as error:
             reason = str(error) if isinstance(error, UserError) else "".join(traceback.format_exception_only(error)).strip()
             write_atomically(folder / "failed.txt", f"{reason}\n".encode())
             raise
         return True
+
+
+def _has_result(folder: Path) -> bool:
+    """Whether the run has a result that can be read."""
+    try:
+        return bool(read_result(folder))
+    except UserError:
+        return False
+
+
+def _make_playable(folder: Path) -> int | None:
+    """Sets aside what is damaged in a run's folder; returns the round that an intact checkpoint continues at, if there is one.
+
+    What is set aside keeps its content as NAME.damaged. Without an intact checkpoint the run starts again.
+    """
+    for name in ("result.json", "config.json", "records.jsonl", "failed.txt", "sessions.jsonl"):
+        path = folder / name
+        try:
+            if _there(path):
+                check_regular(path)
+                if name == "result.json":
+                    read_result(folder)
+                if name == "config.json":
+                    read_config(path)
+        except UserError:
+            set_aside(path)
+            if name == "config.json" and checkpoints(folder):  # it says what wanted.json says
+                config = read_config(folder / "wanted.json")
+                write_atomically(path, json.dumps(config.as_json(), indent=1).encode())
+    for path in reversed(checkpoints(folder)):
+        try:
+            load_tensors(path)
+        except UserError:
+            continue
+        return round_of(path)
+    for path in (*checkpoints(folder), folder / "config.json"):  # nothing to continue
+        path.unlink(missing_ok=True)
+    return None
+
+
+def set_aside(path: Path) -> None:
+    """Renames a damaged file to NAME.damaged."""
+    aside = path.with_name(f"{path.name}.damaged")
+    if aside.is_dir() and not aside.is_symlink():
+        shutil.rmtree(aside)
+    os.replace(path, aside)
 
 
 def _slurm_job() -> str:

@@ -2,18 +2,20 @@
 
 import dataclasses
 import itertools
-import json
+import os
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
 from adadfq_lab.errors import UserError
+from adadfq_lab.machine.reading import read_bytes
 from adadfq_lab.methods.registry import make_method
 from adadfq_lab.runs.config import RunConfig, read_config
 from adadfq_lab.runs.recipes import override, usual_run
-from adadfq_lab.studies.grid_run import State, failure, rounds_done, state
+from adadfq_lab.studies.grid_run import State, damage, failure, read_result, rounds_done, state
 
 
 def combinations(config: RunConfig, vary: Sequence[str]) -> list[RunConfig]:
@@ -52,10 +54,13 @@ def _axis(text: str) -> tuple[str, list[str]]:
 
 @dataclass(frozen=True)
 class Status:
-    """How far a run is. `student` and `teacher` are top-1 in percent, once it is done; `starts` is how often it was begun."""
+    """How far a run is. `student` and `teacher` are top-1 in percent, once it is done; `starts` is how often it was begun.
+
+    config: None if the run is damaged and no file of it says what was to be played
+    """
 
     folder: Path
-    config: RunConfig
+    config: RunConfig | None
     state: State
     rounds: int
     starts: int
@@ -67,7 +72,12 @@ class Status:
 
 def status(root: Path) -> list[Status]:
     """The status of every run under `root`, sorted by the options they differ in; raises UserError where there is none."""
-    folders = sorted(path.parent for path in root.glob("*/wanted.json"))
+    try:
+        folders = sorted(path for path in root.iterdir() if os.path.lexists(path / "wanted.json"))
+    except OSError as error:
+        folders = []
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise UserError(f"cannot read {root}: {error.strerror}") from None
     if not folders:
         raise UserError(f"{root} holds no grid; make one with: adadfq grid play {root} --vary NAME=VALUE,VALUE")
     rows = [_status(folder) for folder in folders]
@@ -82,26 +92,50 @@ def _rank(value: Any) -> tuple[bool, float, str]:
 
 
 def _status(folder: Path) -> Status:
-    now, sessions = state(folder), folder / "sessions.jsonl"
-    starts = len(sessions.read_text().splitlines()) if sessions.exists() else 0
-    found = Status(folder, read_config(folder / "wanted.json"), now, rounds_done(folder), starts)
+    now = state(folder)
+    found = Status(folder, _config(folder), now, rounds_done(folder), _starts(folder))
     if now == "failed":
         return dataclasses.replace(found, note=failure(folder))
+    if now == "damaged":
+        return dataclasses.replace(found, note=damage(folder))
     if now != "done":
         return found
-    result = json.loads((folder / "result.json").read_text())
+    try:
+        result = read_result(folder)
+    except UserError as error:  # damaged since it was looked at
+        return dataclasses.replace(found, state="damaged", note=str(error))
     low, high = result["intervals"]["student"]
     return dataclasses.replace(found, student=result["student"], interval=(low, high), teacher=result["teacher"])
 
 
+def _config(folder: Path) -> RunConfig | None:
+    """What is to be played in `folder`."""
+    for name in ("wanted.json", "config.json"):
+        with suppress(UserError):
+            return read_config(folder / name)
+    return None
+
+
+def _starts(folder: Path) -> int:
+    """How often the run was begun."""
+    try:
+        return len(read_bytes(folder / "sessions.jsonl").splitlines())
+    except UserError:
+        return 0
+
+
 def varied(rows: Sequence[Status]) -> dict[Path, dict[str, Any]]:
     """By folder: those options, by name, in which the runs differ."""
-    flat = []
+    flat: list[dict[str, Any]] = []
     for row in rows:
+        if row.config is None:
+            flat.append({})
+            continue
         plain = row.config.as_json()
         schedule, settings = plain.pop("schedule"), plain.pop("settings")
         flat.append(plain | schedule | settings)
-    names = [name for name in dict.fromkeys(itertools.chain(*flat)) if len({str(one.get(name)) for one in flat}) > 1]
+    known = [one for one in flat if one]
+    names = [name for name in dict.fromkeys(itertools.chain(*flat)) if len({str(one.get(name)) for one in known}) > 1]
     return {row.folder: {name: one.get(name) for name in names} for row, one in zip(rows, flat, strict=True)}
 
 
@@ -117,7 +151,9 @@ def as_json(rows: Sequence[Status]) -> dict[str, Any]:
     runs = []
     for row in rows:
         plain = {field.name: getattr(row, field.name) for field in dataclasses.fields(row) if field.name != "config"}
-        runs.append(plain | {"folder": str(row.folder), "of": row.config.rounds, "options": options[row.folder]})
+        runs.append(
+            plain | {"folder": str(row.folder), "of": row.config.rounds if row.config else None, "options": options[row.folder]}
+        )
     return {"counts": counts(rows), "runs": runs}
 
 
@@ -127,9 +163,9 @@ def status_text(rows: Sequence[Status]) -> str:
     names = list(next(iter(options.values())))
     table = [[*names, "state", "rounds", "starts", "student"]]
     for row in rows:
-        result = f"{row.student:.2f} % of {row.teacher:.2f}" if row.student is not None else row.note[:60]
-        told = [str(value) for value in options[row.folder].values()]
-        table.append([*told, row.state, f"{row.rounds}/{row.config.rounds}", str(row.starts), result])
+        result = f"{row.student:.2f} % of {row.teacher:.2f}" if row.student is not None else row.note.partition("\n")[0][:100]
+        told = [str(value) if row.config else "?" for value in options[row.folder].values()]
+        table.append([*told, row.state, f"{row.rounds}/{row.config.rounds if row.config else '?'}", str(row.starts), result])
     widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
     lines = ["  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)).rstrip() for line in table]
     return "\n".join([", ".join(f"{count} {name}" for name, count in counts(rows).items()), "", *lines])

@@ -23,7 +23,7 @@ from adadfq_lab.studies import grid as grids
 from adadfq_lab.studies.engines import Resources, Task, make_engine
 from adadfq_lab.studies.grid import config_hash, folder_name, play_grid, prepare
 from adadfq_lab.studies.grid_run import busy, main, play_one, rounds_done, state
-from adadfq_lab.studies.sweeps import combinations, counts, status
+from adadfq_lab.studies.sweeps import as_json, combinations, counts, status, status_text
 
 
 @pytest.fixture
@@ -124,7 +124,7 @@ def test_a_folder_that_began_without_a_checkpoint_starts_over(config, tmp_path):
     """Killed between its configuration and its first checkpoint, a run has nothing to continue and nothing to lose."""
     (folder,) = prepare([config], tmp_path / "grid")
     (folder / "config.json").write_text("{")
-    assert state(folder) == "stopped"
+    assert state(folder) == "damaged"
     play_one(folder, quiet=True)
     assert state(folder) == "done"
 
@@ -237,7 +237,10 @@ def test_a_grid_of_36_survives_two_killed_workers(config, tmp_path, name):
     killer.start()
     folders = play_grid(configs, root, engine=make_engine(name, 2, root), quiet=True, poll_seconds=0.05)
     rows = status(root)
-    assert counts(rows) == {"done": 36, "running": 0, "failed": 0, "stopped": 0, "waiting": 0} and len(set(folders)) == 36
+    assert (
+        counts(rows) == {"done": 36, "running": 0, "failed": 0, "damaged": 0, "stopped": 0, "waiting": 0}
+        and len(set(folders)) == 36
+    )
     assert len(killed) == 2 and {row.folder: row.starts for row in rows} == {f: 1 + (f in killed) for f in folders}
     for folder in folders:
         assert [json.loads(line)["round"] for line in (folder / "records.jsonl").read_text().splitlines()] == list(range(24))
@@ -273,8 +276,10 @@ def test_a_folder_that_is_none_of_a_grid_is_left_alone(tmp_path, capsys):
 
 def test_a_run_that_finishes_while_one_looks_is_done(tmp_path, monkeypatch):
     """Its player writes the result and lets go between two looks at the folder."""
-    (tmp_path / "config.json").touch()
-    monkeypatch.setattr("adadfq_lab.studies.grid_run.busy", lambda folder: (folder / "result.json").touch())
+    (tmp_path / "config.json").write_text(json.dumps(RunConfig().as_json()))
+    monkeypatch.setattr(
+        "adadfq_lab.studies.grid_run.busy", lambda folder: (folder / "result.json").write_text(RESULT) and False
+    )
     assert state(tmp_path) == "done"
 
 
@@ -283,3 +288,70 @@ def test_a_failed_run_that_is_begun_again_while_one_looks_has_a_status(config, t
     (folder,) = prepare([config], tmp_path / "grid")
     monkeypatch.setattr("adadfq_lab.studies.sweeps.state", lambda folder: "failed")
     assert [(row.folder, row.state, row.note) for row in status(tmp_path / "grid")] == [(folder, "failed", "")]
+
+
+RESULT = json.dumps({"student": 50.0, "teacher": 90.0, "intervals": {"student": [40.0, 60.0]}})
+ODD = [
+    b"",
+    b"{",
+    b"[]",
+    b"\xff\xfe\x00",
+    b"null",
+    b'{"student": NaN}',
+    b'{"student": 5, "teacher": 1e999}',
+    "folder",
+    "fifo",
+    "nowhere",
+]
+
+
+def put(path: Path, content: bytes | str) -> None:
+    """Something odd in the place of a file."""
+    path.unlink(missing_ok=True)
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        {"folder": Path.mkdir, "fifo": os.mkfifo, "nowhere": lambda p: p.symlink_to("nowhere at all")}[content](path)
+
+
+@pytest.mark.parametrize("content", ODD, ids=str)
+@pytest.mark.parametrize("name", ["wanted.json", "result.json", "config.json", "records.jsonl", "sessions.jsonl", "failed.txt"])
+def test_one_damaged_file_makes_one_damaged_row(config, tmp_path, name, content):
+    """Its row says so, or is as if that file were not there; the other rows are what they are, and a result stays a result."""
+    root = tmp_path / "grid"
+    whole, broken = prepare([config, dataclasses.replace(config, seed=1)], root)
+    for folder in (whole, broken):
+        (folder / "config.json").write_bytes((folder / "wanted.json").read_bytes())
+    (whole / "result.json").write_text(RESULT)
+    if name not in ("config.json", "records.jsonl"):
+        (broken / "result.json").write_text(RESULT)
+    put(broken / name, content)
+    rows = {row.folder: row for row in status(root)}
+    assert (rows[whole].state, rows[whole].student) == ("done", 50.0)
+    if name in ("wanted.json", "result.json", "config.json"):
+        assert rows[broken].state == "damaged" and name in rows[broken].note and "\n" not in rows[broken].note
+    elif name == "records.jsonl":
+        assert rows[broken].state == ("stopped" if isinstance(content, bytes) else "damaged") and rows[broken].rounds == 0
+    else:
+        assert rows[broken].state == "done"
+    assert "damaged" in status_text(list(rows.values())) and json.dumps(as_json(list(rows.values())))
+
+
+def test_damaged_runs_are_played_again(config, tmp_path):
+    """Whatever was damaged is set aside; a run continues from its newest intact checkpoint, and ends as if nothing had been."""
+    configs = [config]
+    root, engine = tmp_path / "grid", make_engine("inprocess", 1, tmp_path)
+    folders = play_grid(configs, root, engine=engine, quiet=True)
+    expected = weights(folders[0])
+    one = folders[0]
+    for damages in (
+        {"result.json": b"{"},
+        {"result.json": b"", "config.json": b"[]", "records.jsonl": "fifo"},
+        {"wanted.json": "folder", "result.json": "fifo", "sessions.jsonl": "folder", "log.txt": "folder"},
+        {"result.json": b"", sorted(path.name for path in one.glob("round_*"))[-1]: b"damaged"},
+        {"result.json": b"", **{path.name: b"damaged" for path in one.glob("round_*")}},
+    ):
+        for name, content in damages.items():
+            put(one / name, content)
+        play_grid(configs, root, engine=engine, quiet=True)
+        assert state(one) == "done" and weights(one) == expected

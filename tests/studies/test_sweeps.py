@@ -118,7 +118,7 @@ def test_adadfq_grid_plays_and_shows(tmp_path, monkeypatch, capsys):
     ]
     main(["grid", "play", root, "--vary", "lower=0,0.2", "seed=0,1", *options, "--json"])
     played = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert played["counts"] == {"done": 4, "running": 0, "failed": 0, "stopped": 0, "waiting": 0}
+    assert played["counts"] == {"done": 4, "running": 0, "failed": 0, "damaged": 0, "stopped": 0, "waiting": 0}
     assert sorted((run["options"]["lower"], run["options"]["seed"]) for run in played["runs"]) == [
         (0, 0),
         (0, 1),
