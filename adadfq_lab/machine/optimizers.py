@@ -19,10 +19,17 @@ _WRAPPED = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
 
 
 def without_compiler(kind: Kind) -> Kind:
-    """The optimizer class `kind`, same arithmetic and same state, whose use imports no compiler; not for torch.compile."""
-    plain = {name: inspect.unwrap(getattr(kind, name)) for name in _WRAPPED}
-    step = torch.no_grad()(inspect.unwrap(kind.step))
-    return type(kind.__name__, (kind,), {**plain, "step": step, "__doc__": kind.__doc__})  # type: ignore[return-value]
+    """The optimizer class `kind`, same arithmetic and same state, whose use imports no compiler; not for torch.compile.
+
+    `kind` itself if a version of torch wraps its methods in another way: slower to import, and otherwise the same.
+    """
+    methods = {name: getattr(kind, name, None) for name in (*_WRAPPED, "step")}
+    plain = {name: inspect.unwrap(method) for name, method in methods.items() if callable(method)}
+    as_known = all(inspect.isfunction(plain.get(name)) and plain[name].__name__ == name for name in methods)
+    if not as_known or "self" not in inspect.signature(plain["step"]).parameters:
+        return kind
+    plain["step"] = torch.no_grad()(plain["step"])
+    return type(kind.__name__, (kind,), {**plain, "__doc__": kind.__doc__})  # type: ignore[return-value]
 
 
 Adam = without_compiler(torch.optim.Adam)

@@ -2,17 +2,17 @@
 
 import dataclasses
 import errno
-import fcntl
 import json
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from adadfq_lab.errors import UserError
 from adadfq_lab.game.checkpoints import same_run
 from adadfq_lab.game.game import Game
 from adadfq_lab.machine.files import write_atomically
+from adadfq_lab.machine.locks import claimed
 from adadfq_lab.runs.config import RunConfig, read_config
 
 _CHECKPOINT = re.compile(r"round_\d+\.ckpt")  # and no copy that somebody made of one
@@ -107,16 +107,15 @@ def _claimed(folder: Path, config: RunConfig, resume: bool) -> Iterator[None]:
     path = folder / "config.json"
     if resume and not path.exists():
         raise UserError(f"{folder} holds no run to resume")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("a")
-    except OSError as error:
-        raise UserError(f"cannot write to the run folder {folder}: {error.strerror}; choose another with --name") from None
-    with lock, full_disk(folder):
+    with ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"another run is using {folder}; choose another --name, or wait for it") from None
+            folder.mkdir(parents=True, exist_ok=True)
+            ours = stack.enter_context(claimed(folder / ".lock"))
+        except OSError as error:
+            raise UserError(f"cannot write to the run folder {folder}: {error.strerror}; choose another with --name") from None
+        stack.enter_context(full_disk(folder))
+        if not ours:
+            raise UserError(f"another run is using {folder}; choose another --name, or wait for it")
         if path.exists() and not resume:
             raise UserError(f"{folder} already holds a run; continue it with --resume, or choose another --name")
         if resume and dataclasses.replace(read_config(path), compile=config.compile) != config:

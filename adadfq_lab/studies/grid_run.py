@@ -1,6 +1,5 @@
 """One run of a grid, in a process of its own: claimed by a lock, played, and its state readable from outside."""
 
-import fcntl
 import json
 import os
 import shutil
@@ -8,13 +7,13 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, Literal
 
 from adadfq_lab.errors import UserError
 from adadfq_lab.machine.files import load_tensors, write_atomically
+from adadfq_lab.machine.locks import claimed, held
 from adadfq_lab.machine.reading import check_regular, open_regular, read_bytes, read_json
 from adadfq_lab.runs.config import read_config
 from adadfq_lab.runs.folder import checkpoints, round_of
@@ -109,30 +108,8 @@ def rounds_done(folder: Path) -> int:
 
 
 def busy(folder: Path) -> bool:
-    """Whether somebody plays in `folder`, on this machine or on another that shares it."""
-    try:
-        with (folder / ".worker").open("rb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
-    return False
-
-
-@contextmanager
-def _claimed(folder: Path) -> Iterator[bool]:
-    """Whether the run in `folder` is ours to play for as long as this lasts; the lock ends with the process that holds it."""
-    with (folder / ".worker").open("ab") as lock:
-        for _ in range(10):  # `busy` may hold it for a moment
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                time.sleep(0.05)
-            else:
-                yield True
-                return
-        yield False
+    """Whether someone plays in `folder`, on this machine or on another that shares it."""
+    return held(folder / ".worker")
 
 
 # One run
@@ -146,7 +123,7 @@ def play_one(folder: Path, *, quiet: bool = False) -> bool:
     """
     if not _there(folder / "wanted.json"):
         raise UserError(f"{folder} waits for no run (no wanted.json in it); give a folder of a grid")
-    with _claimed(folder) as ours:
+    with claimed(folder / ".worker", patience=0.5) as ours:
         if not ours or _has_result(folder):
             return _has_result(folder)
         begun = _make_playable(folder)
