@@ -20,7 +20,7 @@ from adadfq_lab.game.compiling import Compile
 from adadfq_lab.game.schedule import Schedule
 from adadfq_lab.machine.devices import Precision
 from adadfq_lab.machine.fields import build
-from adadfq_lab.machine.files import digest, load_tensors, save_tensors
+from adadfq_lab.machine.files import digest, load_tensors, snapshot
 from adadfq_lab.methods.generators import Generator
 from adadfq_lab.methods.method import Method
 from adadfq_lab.methods.registry import make_method
@@ -101,14 +101,14 @@ class _Meta:
     gains_every: int
 
 
-def save_game(game: Playable, path: Path) -> None:
-    """Writes `game` to `path`; see `resume_game`."""
+def snapshot_of(game: Playable) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Copies of the tensors, and the JSON object, of which a checkpoint of `game` consists; see `resume_game`."""
     tensors = {f"student.{k}": v for k, v in game.student.state_dict().items()}
     tensors |= {f"generator.{k}": v for k, v in game.generator.state_dict().items()}
     tensors |= _optimizer_tensors("adam", game.generator_optimizer) | _optimizer_tensors("sgd", game.student_optimizer)
     tensors["random"] = game.random.get_state()
     moving = {"index": game.index, "bounds": dataclasses.asdict(game.bounds)}
-    save_tensors(path, tensors, {"kind": "game"} | _description(game) | moving)
+    return snapshot(tensors), {"kind": "game"} | _description(game) | moving
 
 
 def _description(game: Playable) -> dict[str, Any]:
@@ -187,6 +187,4 @@ def resume_game(
     except (KeyError, RuntimeError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
         raise UserError(f"{path} does not fit its own description: {first_line(error)}") from None
     game.index, game.bounds, game.last_checkpoint = meta.index, meta.bounds, path
-    left = game.index - 1  # the round whose setting of the observers is still in force; there is none before the first
-    game.student.observing = left < 0 or left in meta.schedule.observed(method)
     return game

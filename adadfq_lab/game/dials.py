@@ -29,15 +29,16 @@ class Dials:
     student_learns: bool = True
 
     def turn(self, game: Game) -> None:
-        """Sets `game`, one of AdaDFQ, to these dials from the next round on."""
+        """Sets `game`, one of AdaDFQ, to these dials from the next round on; waits for the end of the one that is played."""
         settings = game.method.settings | {"beta": self.others, "gamma": self.others}
         losses = adadfq(**settings)
-        game.bounds = self.bounds
-        game.fidelity = dataclasses.replace(game.fidelity, entropy_floor=self.floor)
-        game.method = dataclasses.replace(
-            game.method, generator_loss=losses.generator_loss, student_loss=losses.student_loss, settings=settings
-        )
-        game.schedule = dataclasses.replace(game.schedule, student_lr=None if self.student_learns else 0.0)
+        with game.turns.look():
+            game.bounds = self.bounds
+            game.fidelity = dataclasses.replace(game.fidelity, entropy_floor=self.floor)
+            game.method = dataclasses.replace(
+                game.method, generator_loss=losses.generator_loss, student_loss=losses.student_loss, settings=settings
+            )
+            game.schedule = dataclasses.replace(game.schedule, student_lr=None if self.student_learns else 0.0)
 
 
 FREE = Dials(Bounds(0.5, 0.7), floor="zero", others=0.0, student_learns=False)

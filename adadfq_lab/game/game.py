@@ -27,14 +27,16 @@ from adadfq_lab.equations import NonFiniteLogitsError, disagreement_entropy, tot
 from adadfq_lab.errors import UserError
 from adadfq_lab.fidelity import Fidelity
 from adadfq_lab.fidelity import fidelity as preset
-from adadfq_lab.game.checkpoints import resume_game, save_game
+from adadfq_lab.game.checkpoints import resume_game, snapshot_of
 from adadfq_lab.game.compiling import Compile, Forwards
 from adadfq_lab.game.history import Record
 from adadfq_lab.game.schedule import Schedule
+from adadfq_lab.game.undo import Interruptible, Undo, steps_at_once
 from adadfq_lab.machine import distributed
 from adadfq_lab.machine.devices import Precision, to_device
-from adadfq_lab.machine.memory import keep_freed_memory
+from adadfq_lab.machine.files import save_tensors
 from adadfq_lab.machine.optimizers import Adam, backward
+from adadfq_lab.machine.torch_state import drawing_from, usual_torch
 from adadfq_lab.methods.generators import Generator
 from adadfq_lab.methods.method import Method, Rates, Round
 from adadfq_lab.student.range_fitting import fit_ranges
@@ -48,7 +50,7 @@ class NonFiniteError(UserError):
     """A loss term became infinite or NaN; the message names the round, the term and the last checkpoint."""
 
 
-class Game:
+class Game(Interruptible):
     """P, Q and G at the table.
 
         game = Game(P, quantize(P, "3w3a"), adadfq())
@@ -64,6 +66,7 @@ class Game:
     `bounds` may be set at any time and counts from the next round on. Raises UserError where P and Q disagree on classes.
     """
 
+    @usual_torch()
     def __init__(
         self,
         teacher: Teacher,
@@ -81,23 +84,21 @@ class Game:
     ) -> None:
         self.device = torch.device(device)
         self.forwards = Forwards(compile, self.device)
-        keep_freed_memory()
         self.teacher, self.student, self.method = teacher.to(self.device), student.to(self.device), method
+        super().__init__(self.student)
         self.schedule, self.seed, self.gains_every = schedule or Schedule(), seed, gains_every
         self.fidelity = preset(fidelity) if isinstance(fidelity, str) else fidelity
         self.check_every = check_every or (1 if self.device.type == "cpu" else 25)
         self.precision: Precision = precision
         self.bounds = method.bounds
-        self.index = 0
         self.last_checkpoint: Path | None = None
-        self._playing = False
         self.classes = len(teacher.info.classes)
         self.observed_teacher = WithStatistics(teacher, stages(teacher) if method.features else ()).to(self.device)
         self._observed_student = with_features(student.graph, self.observed_teacher.stages) if method.features else None
         self.random = torch.Generator().manual_seed(seed)
         self.generator = self._build_generator().to(self.device)
         self._check_classes()
-        distributed.prepare(self.schedule.batch, self.generator, self.student)
+        distributed.check_batch(self.schedule.batch)
         fused = {"fused": True} if self.device.type in ("cpu", "cuda") else {}
         beta1 = self.fidelity.adam_beta1 if self.rates.adam_beta1 is None else self.rates.adam_beta1
         betas = (beta1, 0.999)
@@ -106,9 +107,7 @@ class Game:
         self.generator_optimizer = Adam(self.generator.parameters(), 1.0, betas=betas, **fused)
         self.student_parameters = [p for p in self.student.parameters() if p.requires_grad]
         self.student_optimizer = method.student_optimizer(self.student, self.rates.weight_decay, self.fidelity)
-        self._unchecked: list[tuple[int, list[str], Tensor]] = []
-        if self.device.type == "cuda":  # of the whole process; without this, convolutions are TF32 whatever was asked
-            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+        self.student.observing = False  # but within a round: a look at images must not calibrate
 
     @property
     def rates(self) -> Rates:
@@ -116,9 +115,8 @@ class Game:
         return self.schedule.rates(self.method)
 
     def _build_generator(self) -> Generator:
-        """G with first weights from `seed`, leaving torch's global random state as it was."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
+        """G with first weights from `seed`."""
+        with drawing_from(torch.Generator().manual_seed(self.seed)):
             generator = self.method.build_generator(self.teacher, self.fidelity).train()
             generator.plan(self.schedule.batch, self.schedule.warmup)
             return generator
@@ -138,75 +136,105 @@ class Game:
     def play(self, rounds: int) -> Iterator[Record]:
         """Plays `rounds` more rounds and yields the record of each.
 
-        Raises NonFiniteError where a loss is no number, and UserError while another thread plays a round of this game.
+        Raises NonFiniteError where a loss is no number, and UserError while another thread plays this game.
         """
         for _ in range(rounds):
-            if self._playing:
-                raise UserError("this game is being played, perhaps by a live run; call run.wait(), or run.stop() first")
-            self._playing = True
-            try:
-                with distributed.spread():
-                    record = self.round()
-            finally:
-                self._playing = False
-            if self.device.type != "meta":
-                self._unchecked.append((record.index, list(record.terms), torch.stack(list(record.terms.values())).isfinite()))
-                if len(self._unchecked) >= self.check_every:
-                    self.check()
+            with distributed.spread():
+                record = self.round()
             yield record
         self.check()
 
     def round(self) -> Record:
-        """Plays one round: the generator's step, then the student's."""
+        """Plays one round: the generator's step, then the student's.
+
+        A round that does not end, be it by an error or an interrupt, leaves the game as it was before it, or as it is after it.
+        Raises what `play` raises.
+        """
+        return self._guarded(self._play)
+
+    def _play(self, undo: Undo) -> Record:
+        """One round: computes first, moves last; see `undo`."""
+        undo.plays = True
         index, warm = self.index, self.index < self.schedule.warmup
         learns = self.method.steps_generator(index, self.schedule.warmup)  # G in this round; Q learns after the warm-up
-        probed = self.gains_every and index % self.gains_every == 0
-        self._set_observers(index)
+        probed = bool(self.gains_every) and index % self.gains_every == 0
+        fits = self.method.ranges != "observed" and index + 1 == self.schedule.warmup
+        observes = index in self.schedule.observed(self.method)
+        one_call = learns and not (probed or fits) and steps_at_once(self.generator_optimizer)
+        undo.keep(self.generator.buffers())
+        undo.keep_optimizer(self.generator_optimizer, whole=learns and not one_call)
+        if observes or fits or self.method.student_batch_norm == "train":
+            undo.keep(self.student.buffers())
+            undo.keep(self.student.learned_scales())
+            undo.keep_modes(self.student)
+        if self.method.ranges == "fitted" and not warm:
+            self.student.stop_clipped_gradients()
         self.forwards.begin()
-        noise, labels = self.draw()
+        noise, labels = self._draw(index)
         z, y = distributed.shard(noise), distributed.shard(labels)
         with self._logits_finite():
             with self._autocast(), torch.set_grad_enabled(learns):
                 made = self.forwards(self.generator, z, y)
             x = made.detach().contiguous(memory_format=torch.channels_last).requires_grad_(learns)
-            r = self._look(x, noise, labels, warm=warm, learns=learns)
+            r = self._look(x, noise, labels, warm=warm, learns=learns, observes=observes)
             terms_g = self.method.generator_loss(r) if learns else {}
             terms_q = {} if warm else self.method.student_loss(r)
             entropy, h_prime = r.entropy.detach(), r.h_prime.detach()
-        gain_g: Tensor | None = None
-        gain_q: Tensor | None = None
-        if learns:
-            (gradient,) = torch.autograd.grad(total(terms_g), x, retain_graph=not warm)
-            lr = self.rates.generator_lr * self.generator.rate(index)
-            self._step(self.generator_optimizer, lr, index, lambda: backward(made, gradient))
-        if probed:
-            again = self._remake(z, y)
-            after_g = self._disagreement(*again)
-            gain_g, gain_q = after_g - (math.log(self.classes) - entropy.mean()), torch.zeros_like(after_g)
-        if not warm:
-            gradients = torch.autograd.grad(total(terms_q), self.student_parameters, allow_unused=True)
-            self._step(self.student_optimizer, self.rates.student_lr, index, lambda: self._assign(gradients))
-            if probed:
-                gain_q = self._disagreement(*again) - after_g
-        self.index += 1
-        if self.method.ranges != "observed" and self.index == self.schedule.warmup:
-            self._fit_ranges()
         terms = {f"generator.{k}": v.detach() for k, v in terms_g.items()}
         terms |= {f"student.{k}": v.detach() for k, v in terms_q.items()}
         agreement = (r.teacher_logits.detach().argmax(1) == r.student_logits.detach().argmax(1)).float().mean()
+        self._note(index, terms)
+        if learns:
+            (gradient,) = torch.autograd.grad(total(terms_g), x, retain_graph=not warm)
+            self._clear(self.generator_optimizer)
+            backward(made, gradient)
+            self._ready(self.generator_optimizer, self.rates.generator_lr * self.generator.rate(index), index)
+        gradients = () if warm else torch.autograd.grad(total(terms_q), self.student_parameters, allow_unused=True)
         phase: Literal["warm-up", "play"] = "warm-up" if warm else "play"
-        return Record(index, phase, terms, entropy, h_prime, agreement, r.bounds, self.student.observing, gain_g, gain_q)
+        record = Record(index, phase, terms, entropy, h_prime, agreement, r.bounds, observes)
+        del r, made, x, terms_g, terms_q
 
-    def _set_observers(self, index: int) -> None:
-        """Whether Q's ranges follow the batch of round `index`, and what passes where they clip."""
-        self.student.observing = index in self.schedule.observed(self.method)
-        if self.method.ranges == "fitted" and index >= self.schedule.warmup:
-            self.student.stop_clipped_gradients()
+        def step_generator() -> None:
+            if learns:
+                if one_call:
+                    undo.last_step(self.generator_optimizer)
+                self.generator_optimizer.step()
+
+        def step_student() -> None:
+            if not warm:
+                self._clear(self.student_optimizer)
+                for parameter, gradient in zip(self.student_parameters, gradients, strict=True):
+                    parameter.grad = gradient
+                self._ready(self.student_optimizer, self.rates.student_lr, index)
+                undo.keep_optimizer(self.student_optimizer, whole=True)
+                self.student_optimizer.step()
+
+        if probed:
+            step_generator()
+            again = self._remake(z, y)
+            after_g = self._disagreement(*again)
+            gain_g, gain_q = after_g - (math.log(self.classes) - entropy.mean()), torch.zeros_like(after_g)
+            step_student()
+            if not warm:
+                gain_q = self._disagreement(*again) - after_g
+            record = dataclasses.replace(record, gain_g=gain_g, gain_q=gain_q)
+        else:
+            step_student()
+            step_generator()
+        self._clear(self.generator_optimizer)
+        self._clear(self.student_optimizer)
+        if fits:
+            self._fit_ranges()
+        return record
 
     def draw(self) -> tuple[Tensor, Tensor]:
         """z and y of the whole of the next batch, where G is: `(N, latent)` and `(N,)`, or as the method has them."""
+        with self._looking():
+            return self._draw(self.index)
+
+    def _draw(self, index: int) -> tuple[Tensor, Tensor]:
         z, y = self.method.sample(self.random, self.schedule.batch, self.generator.latent, self.classes)
-        return self._placed(*self.generator.turn(self.index, z, y))
+        return self._placed(*self.generator.turn(index, z, y))
 
     def _placed(self, z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """What was drawn on the host, where G is and in its precision; soft labels too."""
@@ -214,16 +242,17 @@ class Game:
         y = y.to(z.dtype) if y.is_floating_point() else y
         return to_device(z, self.device), to_device(y, self.device)
 
-    def _look(self, x: Tensor, noise: Tensor, labels: Tensor, *, warm: bool, learns: bool) -> Round:
+    def _look(self, x: Tensor, noise: Tensor, labels: Tensor, *, warm: bool, learns: bool, observes: bool) -> Round:
         """What P and Q make of the images `x`; gradients reach x through Q only where G's loss looks at Q."""
         to_images = learns and self.method.uses_student
         with self._autocast():
             z_p, statistics, f_p = self.forwards(self.observed_teacher.look, x)
-            with torch.set_grad_enabled(to_images or not warm), self._batch_norm(follow=True):
+            observing = self.student.observed() if observes else nullcontext()
+            with torch.set_grad_enabled(to_images or not warm), self._batch_norm(follow=True), observing:
                 z_q, f_q = self._student_logits(x if to_images else x.detach())
         notes = self.generator.notes(noise, labels)
         z_p, z_q = _wide(z_p), _wide(z_q)
-        return _whole(Round(self.index, x, labels, z_p, z_q, statistics, self.bounds, self.fidelity, f_p, f_q, notes))
+        return Round(self.index, x, labels, z_p, z_q, statistics, self.bounds, self.fidelity, f_p, f_q, notes).whole()
 
     def _fit_ranges(self, batches: int = 8) -> None:
         """Cuts Q's ranges to fit images of G as it is now; the draws are its own, so the game's go on as they would have."""
@@ -239,7 +268,7 @@ class Game:
     def _student_logits(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Q's logits and, where the method asks for them, its features."""
         if self._observed_student is None:
-            return self.forwards(self.student, x), ()
+            return self.forwards(self.student.graph, x), ()
         z_q, features = self.forwards(self._observed_student, x)
         return z_q, features
 
@@ -248,20 +277,21 @@ class Game:
         return self.student.batch_statistics(follow=follow) if self.method.student_batch_norm == "train" else nullcontext()
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
+        # Not cached: within an autocast of the user's the cache would outlive the step that changes the weights.
+        return (
+            torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False) if self.precision == "bf16" else nullcontext()
+        )
 
-    def _step(self, optimizer: torch.optim.Optimizer, lr: float, index: int, assign: Any) -> None:
-        optimizer.zero_grad(set_to_none=True)  # what somebody else's backward pass left on the way
-        assign()
+    def _ready(self, optimizer: torch.optim.Optimizer, lr: float, index: int) -> None:
+        """Adds up the gradients over processes, and sets the learning rates of round `index`."""
         distributed.sum_gradients(p for group in optimizer.param_groups for p in group["params"])
         for group in optimizer.param_groups:
             group["lr"] = (self.rates.scale_lr if group.get("scales") else lr) * self.schedule.factor(index)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)  # kept, they would lie about through the next round
 
-    def _assign(self, gradients: tuple[Tensor | None, ...]) -> None:
-        for parameter, gradient in zip(self.student_parameters, gradients, strict=True):
-            parameter.grad = gradient
+    @staticmethod
+    def _clear(optimizer: torch.optim.Optimizer) -> None:
+        """Frees the gradients; before a backward pass, also those that someone else's has left."""
+        optimizer.zero_grad(set_to_none=True)
 
     # Looking without touching
 
@@ -285,23 +315,35 @@ class Game:
             buffer.copy_(before)
         return x
 
-    @torch.no_grad()
     def generate(self, labels: Tensor, *, seed: int = 0) -> Tensor:
         """Normalised images `(N, C, H, W)` of the given classes, from the generator as it is now; changes nothing.
 
-        The generator normalises over its batch, so images depend on their company: ask for a mixed batch.
+        The generator normalises over its batch, so images depend on their company: ask for a mixed batch. Waits for the end of
+        the round that another thread plays.
         """
-        z = torch.randn(len(labels), self.generator.latent, generator=torch.Generator().manual_seed(seed))
-        return self._without_trace(z.to(self.device), labels.to(self.device))
+        with self._looking(), torch.no_grad():
+            z = torch.randn(len(labels), self.generator.latent, generator=torch.Generator().manual_seed(seed))
+            undo = self._undo = Undo(self.index, self.random, self._unchecked)
+            undo.keep(self.generator.buffers())
+            try:
+                x: Tensor = self.generator(z.to(self.device), labels.to(self.device))
+            finally:
+                self._settle()
+            return x
 
     # On disk
 
     def save(self, path: Path) -> None:
-        """Writes everything the next round depends on to `path`, atomically; raises NonFiniteError where a weight is NaN."""
-        self.check()
-        if not all(bool(p.isfinite().all()) for p in (*self.generator.parameters(), *self.student_parameters)):
-            raise self._non_finite(self.index - 1, "its step left a weight that is not finite")
-        save_game(self, path)
+        """Writes everything the next round depends on to `path`, atomically; raises NonFiniteError where a weight is NaN.
+
+        Waits for the end of the round that another thread plays.
+        """
+        with self._looking():
+            self._check()
+            if not all(bool(p.isfinite().all()) for p in (*self.generator.parameters(), *self.student_parameters)):
+                raise self._non_finite(self.index - 1, "its step left a weight that is not finite")
+            tensors, meta = snapshot_of(self)
+        save_tensors(path, tensors, meta)
         self.last_checkpoint = path
 
     @staticmethod
@@ -320,11 +362,23 @@ class Game:
 
     def check(self) -> None:
         """Looks at the losses of the rounds since the last look; raises NonFiniteError for the first that is no number."""
-        pending, self._unchecked = self._unchecked, []
+        with self._looking():
+            self._check()
+
+    def _check(self) -> None:
+        pending, self._unchecked = self._unchecked, ()
         for index, names, finite in pending:
             if not bool(finite.all()):
                 bad = ", ".join(name for name, ok in zip(names, finite.tolist(), strict=True) if not ok)
                 raise self._non_finite(index, f"{bad} is not finite")
+
+    def _note(self, index: int, terms: dict[str, Tensor]) -> None:
+        """Notes whether the losses of round `index` are numbers; looks at the notes every `check_every` rounds."""
+        if self.device.type == "meta":
+            return
+        self._unchecked = (*self._unchecked, (index, tuple(terms), torch.stack(list(terms.values())).isfinite()))
+        if len(self._unchecked) >= self.check_every:
+            self._check()
 
     @contextmanager
     def _logits_finite(self) -> Iterator[None]:
@@ -332,7 +386,7 @@ class Game:
         try:
             yield
         except NonFiniteLogitsError as error:
-            self.check()  # what made these logits NaN may be a loss of an earlier round
+            self._check()  # what made these logits NaN may be a loss of an earlier round
             raise self._non_finite(self.index, str(error)) from error
 
     def _non_finite(self, index: int, what: str) -> NonFiniteError:
@@ -342,17 +396,3 @@ class Game:
 
 def _wide(logits: Tensor) -> Tensor:
     return logits.float() if logits.dtype == torch.bfloat16 else logits
-
-
-def _whole(r: Round) -> Round:
-    """The round of the whole batch where it is spread over processes; statistics, labels and notes are of the whole already."""
-    if distributed.parts() == 1:
-        return r
-    return dataclasses.replace(
-        r,
-        images=distributed.gather(r.images),
-        teacher_logits=distributed.gather(r.teacher_logits),
-        student_logits=distributed.gather(r.student_logits),
-        teacher_features=tuple(map(distributed.gather, r.teacher_features)),
-        student_features=tuple(map(distributed.gather, r.student_features)),
-    )

@@ -7,7 +7,7 @@ normalises over its batch, and activation ranges are the batch's. Gradients aver
 training, would be those of another game. So a batch is *one* batch here, of which each process holds a part:
 
     z, y                     drawn whole on every process, from the same random state; each takes its part (`shard`)
-    G's batch norms          normalise over every process's part (`prepare`), and differentiate through it
+    G's batch norms          normalise over every process's part (within `spread`), and differentiate through it
     P's moments, Q's ranges  are those of the whole batch (`merged`, `extremes`)
     images, logits           are put together (`gather`); the losses are then computed on every process, all of them alike
     gradients of G and Q     are summed over processes (`sum_gradients`)
@@ -18,7 +18,6 @@ weights is the gradient on one process. This holds within `spread` only, so that
 alone; and without other processes every function here hands back what it was given.
 """
 
-import functools
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -28,10 +27,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
+from torch.overrides import TorchFunctionMode
 
 from adadfq_lab.errors import UserError
 from adadfq_lab.machine.files import write_atomically
@@ -126,11 +127,15 @@ def on_any(flag: bool) -> bool:
 
 @contextmanager
 def spread() -> Iterator[None]:
-    """Within it the batch at hand is spread over all processes."""
+    """Within it the batch at hand is spread over all processes, and batch norms in training mode normalise over all of it."""
     global _in_spread
-    before, _in_spread = _in_spread, processes() > 1
-    try:
+    if processes() == 1:
         yield
+        return
+    before, _in_spread = _in_spread, True
+    try:
+        with _SpreadNorms():
+            yield
     finally:
         _in_spread = before
 
@@ -140,19 +145,10 @@ def parts() -> int:
     return dist.get_world_size() if _in_spread else 1
 
 
-def prepare(batch: int, *modules: nn.Module) -> None:
-    """Readies a game of `batch` images a round: lets the batch norms of `modules` normalise over the parts of a spread batch.
-
-    Raises UserError where the processes cannot have equal parts.
-    """
-    if processes() == 1:
-        return
+def check_batch(batch: int) -> None:
+    """Raises UserError if the processes cannot have equal parts of `batch` images."""
     if batch % processes():
         raise UserError(f"{batch} images cannot be dealt evenly to {processes()} processes; choose another --batch")
-    for child in (child for module in modules for child in module.modules()):
-        if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
-            kind: Any = type(child)
-            child.__class__ = _spread_kind(kind)  # the same parameters under the same names
 
 
 def shard(whole: Tensor) -> Tensor:
@@ -237,43 +233,35 @@ class _Normalize(torch.autograd.Function):
         return (grad - first - normal * second) * inverse, None
 
 
-def _normalized(norm: nn.BatchNorm1d | nn.BatchNorm2d, x: Tensor) -> Tensor:
-    """What `norm` in training mode makes of the whole batch, for this part `x`; moves the running statistics as it would."""
+def _batch_norm(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """`F.batch_norm` in training mode of the whole batch, for this part `x`; moves the running statistics as it would."""
     wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
     normal: Tensor
-    normal, mean, var = _Normalize.apply(wide, norm.eps)
+    normal, mean, var = _Normalize.apply(wide, eps)
     shape = (1, -1) + (1,) * (x.dim() - 2)
-    running = norm.running_mean, norm.running_var
-    if norm.track_running_stats and running[0] is not None and running[1] is not None:
-        assert norm.num_batches_tracked is not None
-        norm.num_batches_tracked.add_(1)
-        weight = 1 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
+    if running_mean is not None and running_var is not None:
         n = parts() * x.numel() // x.shape[1]
-        running[0].lerp_(mean.to(running[0].dtype), weight)
-        running[1].lerp_((var * (n / (n - 1))).to(running[1].dtype), weight)
-    if norm.affine:
-        normal = torch.addcmul(norm.bias.view(shape), normal, norm.weight.view(shape))
+        running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+        running_var.lerp_((var * (n / (n - 1))).to(running_var.dtype), momentum)
+    if weight is not None and bias is not None:
+        normal = torch.addcmul(bias.view(shape), normal, weight.view(shape))
     return normal.to(x.dtype)
 
 
-class SpreadBatchNorm1d(nn.BatchNorm1d):
-    """BatchNorm1d over the whole of a spread batch."""
+class _SpreadNorms(TorchFunctionMode):
+    """Within it a batch norm in training mode, of whatever class, normalises over all parts."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return _normalized(self, x) if self.training and parts() > 1 else super().forward(x)
-
-
-class SpreadBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm2d over the whole of a spread batch."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return _normalized(self, x) if self.training and parts() > 1 else super().forward(x)
-
-
-@functools.cache
-def _spread_kind(kind: Any) -> Any:
-    """The class of batch norms like `kind` that normalise over all parts; one of a method's own keeps what it adds."""
-    if issubclass(kind, SpreadBatchNorm1d | SpreadBatchNorm2d):
-        return kind
-    spread = SpreadBatchNorm1d if issubclass(kind, nn.BatchNorm1d) else SpreadBatchNorm2d
-    return spread if kind in (nn.BatchNorm1d, nn.BatchNorm2d) else type(f"Spread{kind.__name__}", (kind, spread), {})
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        named = kwargs or {}
+        if func is F.batch_norm and named.get("training") and parts() > 1:
+            return _batch_norm(*args, **named)
+        return func(*args, **named)

@@ -86,6 +86,8 @@ def hiding(folder: Path) -> list[Path]:
 def check_env() -> None:
     """Print what runs here, in a few lines: versions, device, free GPU memory, live figures, fast mode.
 
+    Also has the process keep freed memory for the next round, see `memory.keep_freed_memory`.
+
     Raises UserError if this kernel lacks torch or plotly, or if a file beside the notebook hides a module, such as `torch.py`.
     """
     if {"", os.getcwd()} & set(sys.path) and (hidden := hiding(Path.cwd())):
@@ -93,6 +95,10 @@ def check_env() -> None:
     if absent := [name for name in ("torch", "plotly") if find_spec(name) is None]:
         raise UserError(f"{sys.executable} lacks {' and '.join(absent)}; choose the kernel that has adadfq_lab's packages")
     import torch  # not at the top: a `torch.py` beside the notebook would be imported before it is named
+
+    from adadfq_lab.machine.memory import keep_freed_memory  # imports torch, which this module's other functions do without
+
+    keep_freed_memory()
 
     versions = ", ".join(f"{name} {_version(name)}" for name in SHOWN)
     print(f"adadfq_lab {_version('adadfq-lab')} on Python {platform.python_version()}, {versions}")

@@ -61,8 +61,16 @@ def digest(tensors: Mapping[str, Tensor], meta: str) -> str:
     return total.hexdigest()
 
 
+def snapshot(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of `tensors` on the CPU, for `save_tensors`: what it is given must not change while it writes."""
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+
+
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> str:
-    """Writes `tensors` and the JSON object `meta` to `path`, atomically; returns the sha256 stored with them."""
+    """Writes `tensors` and the JSON object `meta` to `path`, atomically; returns the sha256 stored with them.
+
+    tensors: nobody may change them meanwhile; of a game that may be played on in another thread, take a `snapshot`
+    """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(meta, sort_keys=True)
     sha256 = digest(plain, text)

@@ -53,8 +53,8 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # mallopt's names for what it sets, f
 def keep_freed_memory() -> bool:
     """Tells glibc to serve blocks up to 32 MiB from its heap and to keep 1 GiB of it; False where there is no glibc.
 
-    Of the whole process, so it is left to whoever owns it: runs and live runs call it. It makes rounds faster and changes
-    nothing else.
+    Of the whole process, so no game does it: the command line, runs, live runs and the notebooks' `check_env` do. It makes
+    rounds faster and changes nothing else.
     """
     if not sys.platform.startswith("linux"):
         return False

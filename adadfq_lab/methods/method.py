@@ -1,7 +1,7 @@
 """A method is data: a name, a generator, two functions from a round to named loss terms, and a few switches."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from adadfq_lab.equations import BatchStatistics, Bounds, Terms, disagreement_entropy, normalized_entropy
 from adadfq_lab.fidelity import Fidelity
+from adadfq_lab.machine.distributed import gather, parts
 from adadfq_lab.machine.optimizers import SGD
 from adadfq_lab.methods.generators import Generator, conditional_generator
 from adadfq_lab.student.student import Student
@@ -45,6 +46,19 @@ class Round:
     def h_prime(self) -> Tensor:
         """H' of each sample, `(N,)`. Eq. (3)."""
         return normalized_entropy(self.entropy, self.teacher_logits.shape[1], floor=self.fidelity.entropy_floor)
+
+    def whole(self) -> "Round":
+        """The round of the whole batch, if it is spread over processes; the rest is of the whole already."""
+        if parts() == 1:
+            return self
+        return replace(
+            self,
+            images=gather(self.images),
+            teacher_logits=gather(self.teacher_logits),
+            student_logits=gather(self.student_logits),
+            teacher_features=tuple(map(gather, self.teacher_features)),
+            student_features=tuple(map(gather, self.student_features)),
+        )
 
 
 def default_generator(teacher: Teacher, fidelity: Fidelity) -> Generator:

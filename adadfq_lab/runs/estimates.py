@@ -30,6 +30,7 @@ from adadfq_lab.errors import UserError
 from adadfq_lab.game.game import Game
 from adadfq_lab.machine.memory import forget_peak, out_of_memory, peak, release_freed_memory
 from adadfq_lab.machine.timing import duration, finish, timed
+from adadfq_lab.machine.torch_state import drawing_from
 from adadfq_lab.runs.config import RunConfig, smaller
 from adadfq_lab.runs.log import RecordLog
 from adadfq_lab.runs.players import build_game, build_student, fitting_data, observe_noise
@@ -207,8 +208,7 @@ def _teacher(name: str) -> tuple[Teacher, bool]:
     if entry is None or (cache_folder() / entry.file).exists():
         return load_teacher(name), False
     classes = imagenet_classes() if entry.data == "imagenet" else CLASSES[entry.data]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with drawing_from(torch.Generator().manual_seed(0)):
         network = build_network(entry.network, len(classes))
         for module in network.modules():
             if isinstance(module, nn.BatchNorm2d):

@@ -14,7 +14,8 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,9 +32,9 @@ from adadfq_lab.machine.devices import pick_device
 from adadfq_lab.machine.distributed import hand_out, receive
 from adadfq_lab.machine.files import write_atomically
 from adadfq_lab.machine.interrupts import interrupts_wait
-from adadfq_lab.machine.memory import out_of_memory
+from adadfq_lab.machine.memory import keep_freed_memory, out_of_memory
 from adadfq_lab.runs.config import RunConfig, offer
-from adadfq_lab.runs.folder import _claimed, checkpoints, resumed, save_checkpoint
+from adadfq_lab.runs.folder import _claimed, checkpoints, resumed, round_of, save_checkpoint
 from adadfq_lab.runs.log import RecordLog
 from adadfq_lab.runs.players import build_game, build_student, fitting_data, observe_noise
 from adadfq_lab.student.student_files import save_student
@@ -102,8 +103,9 @@ def run(
     from_round: continue from the checkpoint of that round instead; what was played after it is played again
 
     Progress goes to standard error. Raises UserError where the folder cannot be written, is full, is in use, or holds another
-    run. On a KeyboardInterrupt the game is saved before the exception goes on.
+    run. On Ctrl-C, SIGTERM and SIGHUP the game is saved, and KeyboardInterrupt is raised.
     """
+    keep_freed_memory()
     teacher = load_teacher(config.teacher)
     data = fitting_data(teacher, load_data(config.data or teacher.info.data, "test", stub=config.stub))
     game = build_game(config, teacher)  # before the folder is touched: a wrong option leaves nothing behind
@@ -137,6 +139,7 @@ def follow(config: RunConfig) -> None:
 
     The game is the first process's, handed out by it, at whatever round it starts or continues.
     """
+    keep_freed_memory()
     teacher = load_teacher(config.teacher)
     with tempfile.TemporaryDirectory() as folder:
         path = receive(Path(folder) / "game.ckpt")
@@ -169,7 +172,7 @@ def _play(
     latest = log.measured("accuracy") or calibrated
     student: Accuracy | None = None
     try:
-        with progress, interrupts_wait() as interrupt:
+        with interrupts_wait(lambda: _lost(game, folder)) as interrupt, _saved_on_interrupt(log, game, folder), progress:
             for record in game.play(config.rounds - game.index):
                 done = record.index + 1
                 extra: dict[str, Any] = {"seconds": round(before + time.perf_counter() - started, 2)}
@@ -192,10 +195,6 @@ def _play(
                 interrupt()
             log.sync()
             save_checkpoint(game, folder)
-    except KeyboardInterrupt:
-        log.sync()
-        save_checkpoint(game, folder)
-        raise
     finally:
         log.close()
     student = student or accuracy(game.student, data, teacher.normalize)
@@ -216,6 +215,27 @@ def _play(
     save_student(game.student, teacher, folder / "student.safetensors")
     write_atomically(folder / "result.json", json.dumps(result.as_json(), indent=1).encode())
     return result
+
+
+@contextmanager
+def _saved_on_interrupt(log: RecordLog, game: Game, folder: Path) -> Iterator[None]:
+    """Saves the game on a KeyboardInterrupt, which then goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        log.sync()
+        save_checkpoint(game, folder)
+        raise
+
+
+def _lost(game: Game, folder: Path) -> str:
+    """What an end on the spot costs, and how to go on."""
+    found = checkpoints(folder)
+    if not found:
+        return "nothing is saved"
+    lost = game.index - round_of(found[-1])
+    what = f"the last {lost:,} rounds are lost" if lost > 1 else "the last round is lost" if lost else "no round is lost"
+    return f"{what}; continue with: adadfq train --resume {folder}"
 
 
 def _live(record: Record, latest: Accuracy | None) -> str:

@@ -10,6 +10,7 @@ import torch
 from torch import fx, nn
 
 from adadfq_lab.errors import UserError
+from adadfq_lab.machine.torch_state import usual_torch
 from adadfq_lab.student.layers import quantized_layer
 from adadfq_lab.student.quantizer import BitWidths, QuantActivation, RangeRule, Ste, ZeroPoint
 from adadfq_lab.student.student import Quantization, Student, _float_inputs
@@ -17,6 +18,7 @@ from adadfq_lab.teacher.teacher import Teacher
 from adadfq_lab.teacher.tracing import _relu_kind, traced
 
 
+@usual_torch()
 def quantize(
     network: nn.Module,
     bits: str | BitWidths,

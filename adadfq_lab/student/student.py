@@ -1,15 +1,18 @@
 """The student Q: the quantizer of Eq. (18), the layers it is made of, and a network turned into them."""
 
+import copy
 import dataclasses
 import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from adadfq_lab.machine.locks import Turns
 from adadfq_lab.student.layers import QuantConv2d, QuantLayer
 from adadfq_lab.student.quantizer import BitWidths, QuantActivation, RangeRule, Ste, ZeroPoint
 
@@ -42,19 +45,39 @@ class Quantization:
 
 
 class Student(nn.Module):
-    """Q of the paper: normalised images `(N, C, H, W)` to logits `(N, classes)`, computed on n-bit weights and activations."""
+    """Q of the paper: normalised images `(N, C, H, W)` to logits `(N, classes)`, computed on n-bit weights and activations.
+
+    turns: the lock that it shares with the game it plays in. Calling, measuring, copying or saving a student waits for the end
+           of the round that another thread plays with it.
+    """
 
     def __init__(self, graph: fx.GraphModule, quantization: Quantization) -> None:
         super().__init__()
         self.graph, self.quantization = graph, quantization
+        self.turns = Turns()
 
     @property
     def bits(self) -> BitWidths:
         return self.quantization.bits
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.graph(x)
+        if torch.compiler.is_compiling():  # a compiler does not trace locks
+            compiled: Tensor = self.graph(x)
+            return compiled
+        with self.turns.look():
+            out: Tensor = self.graph(x)
         return out
+
+    def train(self, mode: bool = True) -> "Student":
+        """Training or eval mode, as of any module."""
+        with self.turns.look():
+            return super().train(mode)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Student":
+        with self.turns.look():
+            copied = memo[id(self)] = type(self).__new__(type(self))
+            copied.__dict__.update({name: copy.deepcopy(value, memo) for name, value in self.__dict__.items()})
+        return copied
 
     def layers(self) -> dict[str, QuantLayer]:
         """The quantised convolutions and linear layers by name, in the order of their execution."""
@@ -75,8 +98,9 @@ class Student(nn.Module):
 
     @observing.setter
     def observing(self, value: bool) -> None:
-        for module in self.activations().values():
-            module.observing = value
+        with self.turns.look():
+            for module in self.activations().values():
+                module.observing = value
 
     def learn_ranges(self) -> None:
         """From now on every scale, of weights and of activations, is a parameter: see `lsq.learned_quantize`."""
@@ -98,26 +122,38 @@ class Student(nn.Module):
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """Within it no forward moves an activation range: for evaluation and probes."""
-        before = [(module, module.observing) for module in self.activations().values()]
-        self.observing = False
+        """Within it no forward moves an activation range, and no round begins: for evaluation and probes."""
+        with self.turns.look():
+            before = [module for module in self.activations().values() if module.observing]
+            try:
+                for module in before:
+                    module.observing = False
+                yield
+            finally:
+                for module in before:
+                    module.observing = True
+
+    @contextmanager
+    def observed(self) -> Iterator[None]:
+        """Within it each forward moves the activation ranges."""
         try:
+            self.observing = True
             yield
         finally:
-            for module, value in before:
-                module.observing = value
+            self.observing = False
 
     @contextmanager
     def batch_statistics(self, *, follow: bool) -> Iterator[None]:
         """Within it Q's batch norms normalise by the batch; with `follow` their running statistics move towards it."""
-        before = [(m, m.training, m.track_running_stats) for m in self.modules() if isinstance(m, nn.BatchNorm2d)]
-        try:
-            for norm, _, tracks in before:
-                norm.training, norm.track_running_stats = True, tracks and follow
-            yield
-        finally:
-            for norm, training, tracks in before:
-                norm.training, norm.track_running_stats = training, tracks
+        with self.turns.look():
+            before = [(m, m.training, m.track_running_stats) for m in self.modules() if isinstance(m, nn.BatchNorm2d)]
+            try:
+                for norm, _, tracks in before:
+                    norm.training, norm.track_running_stats = True, tracks and follow
+                yield
+            finally:
+                for norm, training, tracks in before:
+                    norm.training, norm.track_running_stats = training, tracks
 
     def left_float(self) -> list[str]:
         """What still computes on floats that are on no grid, one phrase each."""

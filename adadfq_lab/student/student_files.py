@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from adadfq_lab.errors import UserError, first_line
 from adadfq_lab.machine.fields import build
-from adadfq_lab.machine.files import load_tensors, save_tensors
+from adadfq_lab.machine.files import load_tensors, save_tensors, snapshot
 from adadfq_lab.machine.reading import read_json
 from adadfq_lab.student.quantize import quantize
 from adadfq_lab.student.quantizer import BitWidths
@@ -22,13 +22,18 @@ from adadfq_lab.teacher.teacher_files import SHIPPED, described, load_teacher, n
 
 
 def save_student(student: Student, teacher: Teacher, path: Path, **extra: Any) -> str:
-    """Writes `student`, made from `teacher`, to `path` with the JSON values `extra`; returns the file's sha256."""
+    """Writes `student`, made from `teacher`, to `path` with the JSON values `extra`; returns the file's sha256.
+
+    Waits for the end of the round that another thread plays with it.
+    """
     try:
         info, _ = described(teacher)
     except UserError:  # the network cannot be rebuilt from a file; the student then needs its teacher to be loaded
         info = teacher.info
+    with student.turns.look():
+        tensors = snapshot(student.state_dict())
     meta = {"kind": "student", "teacher": info.as_json(), "quantization": quantization_json(student)}
-    return save_tensors(path, student.state_dict(), meta | extra)
+    return save_tensors(path, tensors, meta | extra)
 
 
 def load_student(path: Path, teacher: Teacher | None = None) -> tuple[Teacher, Student]:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from adadfq_lab.errors import UserError
+from adadfq_lab.machine.torch_state import untouched_torch
 
 
 class BasicBlock(nn.Module):
@@ -76,6 +77,7 @@ def resnet8(classes: int = 10, channels: int = 3) -> ResNetCifar:
 NETWORKS: dict[str, Callable[..., nn.Module]] = {"resnet20": resnet20, "resnet8": resnet8}
 
 
+@untouched_torch()
 def build_network(name: str, classes: int, channels: int = 3) -> nn.Module:
     """An untrained network: one of NETWORKS, `resnet50_v1`, `mobilenet_v2_full`, or a classification network of torchvision.
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from adadfq_lab.errors import UserError
 from adadfq_lab.machine.files import digest
+from adadfq_lab.machine.torch_state import usual_torch
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class Teacher(nn.Module):
     mean: Tensor
     std: Tensor
 
+    @usual_torch()
     def __init__(self, network: nn.Module, info: TeacherInfo) -> None:
         super().__init__()
         self.network = network.eval().requires_grad_(False).to(memory_format=torch.channels_last)

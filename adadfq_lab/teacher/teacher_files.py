@@ -16,6 +16,7 @@ from adadfq_lab.data.locations import stub_path
 from adadfq_lab.errors import UserError, first_line
 from adadfq_lab.machine.fields import build
 from adadfq_lab.machine.files import load_tensors, save_tensors
+from adadfq_lab.machine.torch_state import untouched_torch
 from adadfq_lab.teacher.architecture import build_described, describe
 from adadfq_lab.teacher.networks import build_network
 from adadfq_lab.teacher.teacher import Teacher, TeacherInfo
@@ -41,7 +42,7 @@ def described(teacher: Teacher) -> tuple[TeacherInfo, dict[str, Tensor]]:
     Whatever is to be written down is rebuilt first, and compared with the teacher on two random images.
     """
     info, tensors = teacher.info, dict(teacher.network.state_dict())
-    with torch.random.fork_rng(devices=[]):
+    with untouched_torch():
         x = torch.randn(2, *info.input_shape, generator=torch.Generator().manual_seed(0))
         for graph in (info.graph, ""):
             if _rebuilds(dataclasses.replace(info, graph=graph), tensors, teacher.network, x):
@@ -70,6 +71,7 @@ def _rebuilds(info: TeacherInfo, tensors: dict[str, Tensor], network: nn.Module,
             return False
 
 
+@untouched_torch()
 def network_of(info: TeacherInfo) -> nn.Module:
     """An untrained network as `info` says; raises UserError if it names one that is not known, or describes none."""
     if info.graph:
@@ -77,6 +79,7 @@ def network_of(info: TeacherInfo) -> nn.Module:
     return build_network(info.network, len(info.classes), info.input_shape[0])
 
 
+@untouched_torch()
 def load_teacher(name: str) -> Teacher:
     """The teacher called `name`: a shipped one (see SHIPPED), a file that `adadfq train-teacher`, `adadfq quantize` or
     `save_teacher` wrote, or one to download (`pytorchcv:resnet18`, `torchvision:mobilenet_v2`; see `adadfq_lab.teacher.zoo`).

@@ -16,6 +16,7 @@ stays in the saved notebook and in every conversion of it.
 with ADADFQ_LAB_WAIT=1, which is for notebooks that are executed without a front end (`nbconvert --execute`).
 """
 
+import atexit
 import threading
 import time
 import traceback
@@ -31,7 +32,7 @@ from adadfq_lab.game.game import Game
 from adadfq_lab.game.history import History, Recorder
 from adadfq_lab.game.probing import probe
 from adadfq_lab.machine.environment import Backend, fast, in_kernel, live_backend, waits
-from adadfq_lab.machine.memory import release_freed_memory
+from adadfq_lab.machine.memory import keep_freed_memory, release_freed_memory
 from adadfq_lab.views.axes import typeset
 from adadfq_lab.views.renderers import Bundle, Shown, View, html_widget, make_view
 
@@ -49,6 +50,14 @@ BUTTONS = (("start", "play"), ("pause", "pause"), ("resume", "forward"), ("stop"
 
 _current: "LiveRun | None" = None
 _registry = threading.Lock()
+
+
+@atexit.register
+def _end_with_the_interpreter() -> None:
+    """A thread that is inside torch while the interpreter ends would abort the process."""
+    if _current is not None:
+        _current.stop("stopped: the interpreter has ended")
+        _current._join()
 
 
 class LiveRun:
@@ -100,18 +109,19 @@ class LiveRun:
         """Begins to play and returns this run; stops the run that plays now, if any. Starting twice changes nothing."""
         global _current
         with _registry:
-            before, _current = _current, self
-            if before is not None and before is not self:
-                before.stop("stopped: another run was started")
-                before._join()
-            if self._thread is not None:
+            if self.state != "new":
                 return self
+            before, _current = _current, self
             self.state = "running"
-            self._go.set()
-            _ = self.figure  # made here, on the cell's thread, and in the cell that displays it
-            release_freed_memory()
-            self._thread = threading.Thread(target=self._play, name="adadfq live run", daemon=True)
-            self._thread.start()
+        if before is not None:  # outside the lock: its thread may be starting a run itself
+            before.stop("stopped: another run was started")
+            before._join()
+        self._go.set()
+        _ = self.figure  # made here, on the cell's thread, and in the cell that displays it
+        keep_freed_memory()
+        release_freed_memory()
+        self._thread = threading.Thread(target=self._play, name="adadfq live run", daemon=True)
+        self._thread.start()
         if self.blocking:
             self.wait()
         return self
@@ -157,6 +167,8 @@ class LiveRun:
         """
         if self._thread is None:
             raise UserError("this run was not started; call start()")
+        if self._thread is threading.current_thread():
+            raise UserError("this run cannot wait for itself; call wait() in a cell, not in what the run calls")
         deadline = None if timeout is None else time.monotonic() + timeout
         try:
             while not self._over.wait(0.05):
@@ -205,23 +217,10 @@ class LiveRun:
     # The thread
 
     def _play(self) -> None:
-        outcome: State = "finished"
+        outcome: State
         try:
-            stream = self.game.play(self.rounds)
-            for number in range(1, self.rounds + 1):
-                if not self._go.is_set():
-                    self.state = "paused"
-                    self._publish(force=True)
-                    self._go.wait()
-                    self.state = "running"
-                    self._publish(force=True)
-                if self._stop.is_set():
-                    outcome = "stopped"
-                    break
-                record = next(stream)
-                due = number % self.evaluate_every == 0 or number in (1, self.rounds)
-                self._recorder.add(record, probe(self.game, self.data) if self.data is not None and due else None)
-                self._publish()
+            with self.game.reserved():
+                outcome = self._rounds()
         except BaseException as error:  # raised again by wait(); a thread has nobody to raise it to
             self.error, outcome = error, "failed"
         self.state = outcome
@@ -238,6 +237,24 @@ class LiveRun:
             after, self._after = self._after, []
         for action in after:
             action()
+
+    def _rounds(self) -> State:
+        """Plays until all rounds are played or the run is stopped."""
+        stream = self.game.play(self.rounds)
+        for number in range(1, self.rounds + 1):
+            if not self._go.is_set():
+                self.state = "paused"
+                self._publish(force=True)
+                self._go.wait()
+                self.state = "running"
+                self._publish(force=True)
+            if self._stop.is_set():
+                return "stopped"
+            record = next(stream)
+            due = number % self.evaluate_every == 0 or number in (1, self.rounds)
+            self._recorder.add(record, probe(self.game, self.data) if self.data is not None and due else None)
+            self._publish()
+        return "finished"
 
     def _publish(self, force: bool = False) -> None:
         now = time.monotonic()

@@ -301,14 +301,14 @@ def test_a_game_is_played_by_one_loop_at_a_time():
     """While a live run is in the middle of a round, a second loop over its game is refused in one line and harms nothing."""
     game = tiny_game()
     inside, go_on = threading.Event(), threading.Event()
-    played = game.round
+    played = game._play
 
-    def slow_round():
+    def slow_round(undo):
         inside.set()
         assert go_on.wait(30)
-        return played()
+        return played(undo)
 
-    game.round = slow_round
+    game._play = slow_round
     run = LiveRun(game, 2, backend="none", blocking=False).start()
     assert inside.wait(30)
     with pytest.raises(UserError, match=r"run\.wait\(\)"):
