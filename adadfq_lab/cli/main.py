@@ -23,7 +23,7 @@ from adadfq_lab.cli.runs import demo, evaluate, recipes, report, train, train_te
 from adadfq_lab.cli.studies import bench, evidence, fidelity, grid, methods, table
 from adadfq_lab.errors import UserError, printable
 from adadfq_lab.machine.distributed import launched
-from adadfq_lab.machine.memory import out_of_memory
+from adadfq_lab.machine.memory import keep_freed_memory, out_of_memory
 from adadfq_lab.machine.terminal import usable_streams
 from adadfq_lab.runs.config import RunConfig
 from adadfq_lab.runs.folder import FULL
@@ -105,6 +105,7 @@ def _starting_from(config: RunConfig, command: Callable[..., Any]) -> Callable[.
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the command `adadfq`."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    keep_freed_memory()
     with usable_streams():
         try:
             _run(arguments)
