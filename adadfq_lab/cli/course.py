@@ -72,8 +72,8 @@ def mark(
     adadfq course mark handed_in --csv marks.csv
 
     This runs other people's code. Each function runs in a process of its own with limits of time and memory; it cannot write
-    files, start programs or use the network in the usual ways, and the verdict is made outside it. It does run as you and can
-    read what you can read. If you do not trust these people, mark in a container.
+    files, start programs or use the network (on Linux the kernel sees to that, elsewhere Python's audit hook), and the verdict
+    is made outside it. It does run as you and can read what you can read; code of people you do not trust needs a container.
 
     Args:
         folder: Folder with the handed-in JSON files.
@@ -84,7 +84,7 @@ def mark(
     """
     if not seconds > 0 or megabytes < 16:
         raise UserError("seconds must be above 0 and megabytes at least 16")
-    print(marking.WARNING, file=sys.stderr)
+    print(marking.warning(), file=sys.stderr)
     everybody = marking.mark(folder, seconds=seconds, megabytes=megabytes, say=_progress)
     if csv is not None:
         write_atomically(csv, marking.as_csv(everybody).encode("utf-8-sig"))

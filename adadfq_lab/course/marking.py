@@ -13,20 +13,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from unicodedata import combining, east_asian_width
 
 from adadfq_lab.course.answers import Answers, read_answers
 from adadfq_lab.course.exercises.catalogue import EXERCISES
 from adadfq_lab.course.grading import judge
 from adadfq_lab.course.quizzes import quiz
-from adadfq_lab.course.sandbox import MEGABYTES, SECONDS, Sandbox
+from adadfq_lab.course.sandbox import FORKS, MEGABYTES, SECONDS, Sandbox
 from adadfq_lab.errors import UserError
+from adadfq_lab.machine.confinement import landlock
 
 NOTEBOOKS = sorted({exercise.notebook for exercise in EXERCISES.values()})
-WARNING = (
-    "This runs other people's code. Each function runs in a process of its own: limited time and memory, no writing of files, "
-    "no programs, no network, and the verdict is made outside it. It runs as you, though, and can read what you can read; if "
-    "you do not trust these people, mark in a container or on a machine with nothing to lose."
-)
 
 
 @dataclass(frozen=True)
@@ -99,7 +96,7 @@ def collect_files(folder: Path) -> tuple[dict[str, tuple[Answers, list[str]]], l
             if not key:
                 raise UserError(f"{shown} has no name in it; ask for a file of lab.hand_in")
         except UserError as error:
-            refused.append(str(error).replace(str(path), shown))
+            refused.append(str(error).replace(str(path), shown).removesuffix("; choose another name or remove it"))
             continue
         before, files = learners.get(key, (Answers(), []))
         learners[key] = before.merged(answers), [*files, shown]
@@ -157,6 +154,21 @@ def _quizzes(answers: Answers) -> tuple[int, int]:
 # Tables
 
 
+def warning() -> str:
+    """What a lecturer should know before other people's code runs: what is isolated on this machine, and what is not."""
+    writing = "no writing of files, no programs, no network"
+    if not FORKS:
+        limits = "a limit of time, and Python refuses files, programs and network in the usual ways; memory is not limited here"
+    elif landlock():
+        limits = f"limits of time and memory, {writing} (the kernel refuses them)"
+    else:
+        limits = f"limits of time and memory, {writing} in the usual ways (Python refuses them; this kernel does not)"
+    return (
+        f"This runs other people's code. Each function runs in a process of its own: {limits}. The verdict is made outside it. "
+        "It runs as you, though, and can read what you can read: if you do not trust these people, mark in a container."
+    )
+
+
 def table(everybody: Class) -> str:
     """One line a learner: exercises passed in each notebook, of all, and the quizzes; then what needs a look."""
     rows = [["learner", *NOTEBOOKS, "passed", "quiz"]]
@@ -164,11 +176,11 @@ def table(everybody: Class) -> str:
         cells = [f"{done}/{whole}" if done else "·" for done, whole in map(marks.of, NOTEBOOKS)]
         quizzed = f"{marks.quiz_right}/{marks.quiz_answered}" if marks.quiz_answered else "·"
         rows.append([_cut(marks.learner, 24), *cells, f"{marks.passed}/{len(EXERCISES)}", quizzed])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(f"{cell:<{w}}" if i == 0 else f"{cell:>{w}}" for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
-        for row in rows
-    ]
+    widths = [max(map(_columns, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for first, *rest in rows:
+        cells = [f"{cell:>{width}}" for cell, width in zip(rest, widths[1:], strict=True)]
+        lines.append("  ".join([first + " " * (widths[0] - _columns(first)), *cells]))
     remarks = [f"{_cut(marks.learner, 24)}: {_cut(remark, 200)}" for marks in everybody.marks for remark in marks.remarks()]
     for title, more in (("to look at:", remarks), ("not marked:", [_cut(line, 200) for line in everybody.refused])):
         lines += ["", title, *(f"- {line}" for line in more)] if more else []
@@ -178,6 +190,11 @@ def table(everybody: Class) -> str:
 def _cut(text: str, width: int) -> str:
     text = " ".join(text.split())
     return text if len(text) <= width else f"{text[: width - 1]}…"
+
+
+def _columns(text: str) -> int:
+    """How many columns of a terminal `text` takes; a Chinese character takes two."""
+    return sum(0 if combining(c) else 2 if east_asian_width(c) in "WF" else 1 for c in text)
 
 
 def as_csv(everybody: Class) -> str:

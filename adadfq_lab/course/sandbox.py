@@ -6,12 +6,14 @@
 A helper process imports the package once and waits; for each function it starts a child, which
 
 - may use so many seconds and so much memory more than it has (`resource`, where the system has it),
-- writes no file, starts no program, sends no signal and opens no connection: Python's audit hook refuses these,
+- writes no file, starts no program, sends no signal and opens no connection: the kernel refuses these where it can (Linux,
+  `adadfq_lab.machine.confinement`), and Python's audit hook everywhere,
 - has an empty folder as its working directory, no standard input, and an output that goes nowhere,
 - gives back numbers as JSON, a few megabytes at most; the verdict is made elsewhere, by code it cannot reach.
 
-This stops accidents and pranks. It is no prison: the child runs as the same user, can read what that user can read, and a
-determined attacker gets around an audit hook. Code of people you do not trust belongs on a machine with nothing to lose.
+This stops accidents and pranks. It is no prison: the child runs as the same user and can read what that user can read; where
+there is the audit hook alone, a determined attacker gets around it. Code of people you do not trust belongs on a machine with
+nothing to lose.
 """
 
 import base64
@@ -35,6 +37,7 @@ from adadfq_lab.course.answers import rebuild
 from adadfq_lab.course.comparing import Other, dense, kind
 from adadfq_lab.course.exercises.catalogue import EXERCISES
 from adadfq_lab.course.grading import Outcome, collect
+from adadfq_lab.machine.confinement import confine
 
 SECONDS, MEGABYTES = 10.0, 1024
 MAX_REPLY = 4_000_000
@@ -171,6 +174,7 @@ def _in_a_child(job: dict[str, Any]) -> bytes:
                 os.setsid()
                 os.chdir(folder)
                 _limit(job["seconds"], job["megabytes"])
+                confine()
                 _answer(job, writing)
             finally:
                 os._exit(0)

@@ -4,6 +4,8 @@ import csv
 import io
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from adadfq_lab.course.exercises.catalogue import EXERCISES
 from adadfq_lab.course.marking import Class, as_csv, as_json, mark, table
 from adadfq_lab.course.sandbox import Sandbox, read_value, write_value
 from adadfq_lab.errors import UserError
+from adadfq_lab.machine.confinement import landlock
 
 TWO, NAN = 2, float("nan")
 
@@ -212,6 +215,31 @@ def test_values_survive_the_way_back(value):
     back = read_value(json.loads(json.dumps(write_value(value))))
     assert type(back) is type(value)
     assert torch.equal(back, value) if isinstance(value, torch.Tensor) else back == value
+
+
+@pytest.mark.skipif(not landlock(), reason="this kernel has no Landlock")
+def test_a_confined_process_reads_and_computes_only(tmp_path):
+    """What the kernel refuses: writing, truncating, removing, running a program, connecting, a signal to the parent."""
+    (tmp_path / "kept").write_text("kept")
+    code = """
+import os, signal, socket, sys
+from adadfq_lab.machine.confinement import confine
+assert confine()
+path = sys.argv[1]
+for attempt in (
+    lambda: open(path, "w"), lambda: open(path + "2", "w"), lambda: os.truncate(path, 0), lambda: os.remove(path),
+    lambda: os.mkdir(path + "3"), lambda: os.execv("/bin/true", ["true"]), lambda: os.kill(os.getppid(), signal.SIGKILL),
+):
+    try:
+        attempt()
+    except PermissionError:
+        continue
+    sys.exit(1)
+assert open(path).read() == "kept"
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "kept")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
 
 
 def test_forty_learners_fit_a_screen():

@@ -23,6 +23,20 @@ HOSTILE = {
     "fork bomb": ("import os\ndef p_ds(z_p, z_q):\n    while True: os.fork()\n", "may not do this"),
     "kill": ("import os, signal\ndef p_ds(z_p, z_q):\n    os.kill(os.getppid(), signal.SIGKILL)\n", "may not do this"),
     "network": ("import socket\ndef p_ds(z_p, z_q):\n    socket.create_connection(('127.0.0.1', 9))\n", "may not do this"),
+    "truncates in C++": (
+        "def p_ds(z_p, z_q):\n    torch._C.PyTorchFileWriter('/tmp/adadfq_was_here')\n    return z_p\n",
+        None,
+    ),
+    "writes in C++": (
+        "def p_ds(z_p, z_q):\n    torch.from_file('/tmp/adadfq_was_here', shared=True, size=9)\n",
+        "adadfq_was_here",
+    ),
+    "program in C": (
+        "import _posixsubprocess, os\ndef p_ds(z_p, z_q):\n    r, w = os.pipe()\n    n, f = None, -1\n"
+        "    _posixsubprocess.fork_exec([b'/bin/touch', b'/tmp/adadfq_was_here'], [b'/bin/touch'], True, (w,), n, n, f, f, f, "
+        "f, f, f, r, w, False, False, 0, n, n, n, f, n, True)\n    import time\n    time.sleep(0.5)\n    return z_p\n",
+        None,
+    ),
     "prints": ("def p_ds(z_p, z_q):\n    print('x' * 10**7)\n    return torch.softmax(z_p - z_q, -1)\n", ""),
     "prints for ever": ("def p_ds(z_p, z_q):\n    while True: print('x' * 10**6)\n", "did not end within"),
     "huge answer": ("def p_ds(z_p, z_q):\n    return torch.zeros(3000, 3000)\n", "9,000,000 numbers"),
