@@ -85,6 +85,7 @@ ROWS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("adasg", "imagenet-resnet18-*", {"student_lr": 1e-5, "milestones": (350, 400)}),
     ("adasg", "imagenet-mobilenetv2-*", {"student_lr": 1e-5, "milestones": (350, 400)}),
     ("adasg", "imagenet-resnet50-*", {"milestones": (200, 300, 400)}),
+    ("adasg", "imagenet-resnet50-3*", {"warmup": 100}),
     # GDFQ and those that took over its trainer.
     ("gdfq", "*", {}),
     ("gdfq", "imagenet-*", {"batch": 16, "warmup": 50, "student_lr": 1e-6}),

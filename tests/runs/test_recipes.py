@@ -55,7 +55,7 @@ PUBLISHED = {
     "imagenet-resnet50-5w5a": (16, 80_000, 10_000, 1e-4, (70_000,), 0.3, 0.2, 5),
     "gdfq-cifar100-resnet20-4w4a": (200, 80_000, 800, 1e-4, (20_000, 40_000, 60_000), None, None, None),
     "gdfq-imagenet-resnet18-4w4a": (16, 80_000, 10_000, 1e-6, (20_000, 40_000, 60_000), None, None, None),
-    "adasg-imagenet-resnet50-3w3a": (16, 80_000, 10_000, 1e-4, (40_000, 60_000), 0.3, 0.1, 5),
+    "adasg-imagenet-resnet50-3w3a": (16, 80_000, 20_000, 1e-4, (40_000, 60_000), 0.3, 0.1, 5),
 }
 
 
