@@ -71,7 +71,14 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, A
 
     tensors: nobody may change them meanwhile; of a game that may be played on in another thread, take a `snapshot`
     """
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    plain: dict[str, Tensor] = {}
+    places: set[int] = set()
+    for name, tensor in tensors.items():
+        plain[name] = tensor.detach().cpu().contiguous()
+        place = plain[name].untyped_storage().data_ptr()
+        if place in places:  # one tensor under two names, which the format does not hold
+            plain[name] = plain[name].clone()
+        places.add(place)
     text = json.dumps(meta, sort_keys=True)
     sha256 = digest(plain, text)
     write_atomically(path, _in_order(save(plain, metadata={"format": FORMAT, "meta": text, "sha256": sha256})))

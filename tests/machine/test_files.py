@@ -73,6 +73,15 @@ def test_the_same_content_has_the_same_sha256(tmp_path, generator):
     assert len(found - {sha256}) == 6
 
 
+def test_one_tensor_under_two_names_is_written_under_both(tmp_path, generator):
+    """As in the state of a network that shares a weight; safetensors itself refuses that."""
+    weight = torch.randn(3, 4, generator=generator)
+    save_tensors(tmp_path / "a", {"first": weight, "second": weight, "row": weight[0]}, {})
+    tensors, _, _ = load_tensors(tmp_path / "a")
+    assert torch.equal(tensors["first"], weight) and torch.equal(tensors["second"], weight)
+    assert torch.equal(tensors["row"], weight[0])
+
+
 def test_digest_is_sha256_of_the_description_by_hand():
     """Of the JSON text, then for each name in order `name dtype shape` and the bytes in memory order."""
     text = b'{"a": 1}' + b"x torch.int16 (2,)" + b"\x01\x00\x02\x01"
