@@ -19,7 +19,7 @@ RECENT  := import sys; print(sys.version_info >= (3, 11))
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test slow test-browser test-slurm test-floor test-lowest gallery lab dashboard workshop lint format clean distclean
+.PHONY: help demo test slow test-browser test-slurm test-floor test-lowest gallery gpu-check lab dashboard workshop lint format clean distclean
 
 help:  ## list these targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ test-lowest: $(LOWEST)/.lowest  ## the fast tests on the lowest version of each 
 gallery: $(VENV)/.dev  ## draw the README's figures and the table of docs/results.md again
 	$(BIN)/python -m adadfq_lab.authoring.gallery
 	$(BIN)/python -m adadfq_lab.authoring.overview
+
+gpu-check: $(VENV)/.dev  ## check one CUDA card in under eight minutes; the figures go to gpu_check.json
+	$(BIN)/python -m adadfq_lab.authoring.gpu_check $(ARGS)
 
 lab: $(VENV)/.dev  ## open JupyterLab
 	$(BIN)/jupyter lab $(ARGS)

@@ -174,7 +174,14 @@ def fidelity(json: Json = False) -> None:
     say({choice.name: dataclasses.asdict(choice) for choice in CHOICES}, "\n\n".join(map(str, CHOICES)), json)
 
 
-def bench(teacher: str = "cifar10_resnet20", batch: int = 16, bits: str = "3w3a", rounds: int = 20, json: Json = False) -> None:
+def bench(
+    teacher: str = "cifar10_resnet20",
+    batch: int = 16,
+    bits: str = "3w3a",
+    rounds: int = 20,
+    logs: bool = False,
+    json: Json = False,
+) -> None:
     """Time a round against a textbook round and against the convolutions alone, in one process, interleaved.
 
     For example: adadfq bench --batch 4 --rounds 5
@@ -184,7 +191,14 @@ def bench(teacher: str = "cifar10_resnet20", batch: int = 16, bits: str = "3w3a"
         batch: Images a round.
         bits: Of weights and activations.
         rounds: Measurements of each kind.
+        logs: Instead, measure what logs of 80,000 rounds cost: a look of watch, a resume, the report, a redraw; two minutes.
     """
+    if logs:
+        from adadfq_lab.studies import bench_logs
+
+        costs = bench_logs.bench_logs()
+        say(bench_logs.as_json(costs), bench_logs.table(costs), json)
+        return
     from adadfq_lab.studies.bench import bench as time_it
 
     b = time_it(load_teacher(teacher), batch=batch, bits=bits, rounds=rounds)

@@ -107,7 +107,7 @@ def estimate(config: RunConfig, *, seconds: float = 10.0) -> Estimate:
     release_freed_memory()
     forget_peak()
     began = time.perf_counter()
-    teacher, stand_in = _teacher(config.teacher)
+    teacher, stand_in = teacher_or_stand_in(config.teacher)
     data, total = _images(config, teacher)
     game = build_game(config, teacher)
     schedule = config.schedule
@@ -202,8 +202,8 @@ class _Probe:
         return max(0.0, found)
 
 
-def _teacher(name: str) -> tuple[Teacher, bool]:
-    """The teacher called `name`, and whether it is an untrained one that stands in for one to be downloaded."""
+def teacher_or_stand_in(name: str) -> tuple[Teacher, bool]:
+    """The teacher called `name`, or an untrained one that stands in for one to be downloaded; and whether it is untrained."""
     entry = ZOO.get(name)
     if entry is None or (cache_folder() / entry.file).exists():
         return load_teacher(name), False
