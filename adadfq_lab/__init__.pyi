@@ -80,6 +80,7 @@ from adadfq_lab.runs.estimates import estimate as estimate
 from adadfq_lab.runs.estimates import largest_that_fits as largest_that_fits
 from adadfq_lab.runs.log import read_records as read_records
 from adadfq_lab.runs.players import build_game as build_game
+from adadfq_lab.runs.quantizing import quantize_and_export as quantize_and_export
 from adadfq_lab.runs.run import run as run
 from adadfq_lab.runs.watch import Watch as Watch
 from adadfq_lab.student.quantize import quantize as quantize

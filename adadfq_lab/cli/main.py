@@ -19,6 +19,7 @@ import tyro
 from adadfq_lab.cli.course import COMMANDS as COURSE
 from adadfq_lab.cli.course import course
 from adadfq_lab.cli.integers import export, verify
+from adadfq_lab.cli.own import quantize
 from adadfq_lab.cli.runs import demo, evaluate, recipes, report, train, train_teacher, watch
 from adadfq_lab.cli.studies import bench, evidence, fidelity, grid, methods, table
 from adadfq_lab.errors import UserError, printable
@@ -30,6 +31,7 @@ from adadfq_lab.runs.folder import FULL
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     "demo": demo,
+    "quantize": quantize,
     "train": tyro.conf.configure(tyro.conf.OmitArgPrefixes)(train),
     "recipes": recipes,
     "report": report,

@@ -195,13 +195,16 @@ def watch(
 def evaluate(run_or_teacher: tyro.conf.Positional[str], data: str = "", stub: bool = False, json: Json = False) -> None:
     """Measure the top-1 accuracy of a run's student, or of a teacher, with its 95 % interval: adadfq evaluate runs/mine
 
+    On images without labels: for how many the student predicts the class that its teacher predicts.
+
     Args:
         run_or_teacher: A run folder, its student.safetensors, a shipped teacher's name, or a teacher file.
         data: A data set as for `adadfq train`, NAME for NAME_test.npz in ADADFQ_DATA included; the teacher's own if empty.
         stub: Use the shipped images only.
     """
-    from adadfq_lab.data.accuracy import accuracy
+    from adadfq_lab.data.accuracy import accuracy, agreement
     from adadfq_lab.data.loading import load_data
+    from adadfq_lab.runs.agreement import chance
     from adadfq_lab.runs.players import fitting_data
     from adadfq_lab.student.student_files import load_student
 
@@ -211,9 +214,19 @@ def evaluate(run_or_teacher: tyro.conf.Positional[str], data: str = "", stub: bo
         teacher, network = load_student(path / "student.safetensors" if path.is_dir() else path)
     else:
         network = teacher = load_teacher(run_or_teacher)
+    if not (data or teacher.info.data):
+        raise UserError(f"teacher {teacher.info.name} does not know its images; name some with --data")
     images = fitting_data(teacher, load_data(data or teacher.info.data, "test", stub=stub))
-    found = accuracy(network, images, teacher.normalize)
-    say(dataclasses.asdict(found), f"{found} on {images.source}", json)
+    if images.labelled:
+        found = accuracy(network, images, teacher.normalize)
+        warning = chance(found, len(images.classes)) if network is teacher else ""
+        text = f"{found} on {images.source}" + f"\n{warning}" * bool(warning)
+        say(dataclasses.asdict(found), text, json)
+    elif network is teacher:
+        raise UserError(f"{images.source} have no labels, so a teacher's accuracy cannot be measured; a run's agreement can")
+    else:
+        found = agreement(network, teacher, images, teacher.normalize)
+        say({"agreement": dataclasses.asdict(found)}, f"the class that P predicts for {found} of {images.source}", json)
 
 
 def train_teacher(config: TeacherConfig, output: Path, json: Json = False) -> None:

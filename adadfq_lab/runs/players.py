@@ -6,6 +6,7 @@ import torch
 
 from adadfq_lab.data.class_names import in_order_of, named
 from adadfq_lab.data.image_sets import ImageSet
+from adadfq_lab.data.loading import load_data
 from adadfq_lab.equations import Bounds
 from adadfq_lab.errors import UserError
 from adadfq_lab.fidelity import fidelity
@@ -56,6 +57,22 @@ def build_game(config: RunConfig, teacher: Teacher) -> Game:
         compile=config.compile,
         device=pick_device(config.device),
     )
+
+
+def images_of(teacher: Teacher, config: RunConfig) -> ImageSet | None:
+    """The images that a run of `config` measures on, as the teacher takes them; None if there are to be none.
+
+    There are none if the configuration says "none", or names none for a teacher that does not know its data.
+    """
+    if config.data == "none" or not (config.data or teacher.info.data):
+        return None
+    try:
+        data = load_data(config.data or teacher.info.data, "test", stub=config.stub)
+    except UserError as error:
+        if config.data:
+            raise
+        raise UserError(f"{error}; or play without images: --data none") from None
+    return fitting_data(teacher, data)
 
 
 def fitting_data(teacher: Teacher, data: ImageSet) -> ImageSet:

@@ -13,15 +13,15 @@ from torch import Tensor
 
 from adadfq_lab.data.accuracy import Accuracy
 from adadfq_lab.data.image_sets import ImageSet
-from adadfq_lab.data.loading import load_data
 from adadfq_lab.errors import UserError
 from adadfq_lab.game.game import Game
 from adadfq_lab.game.history import Column, History, Thinned
 from adadfq_lab.machine.files import write_atomically
+from adadfq_lab.runs.agreement import CAUTION
 from adadfq_lab.runs.config import read_config
 from adadfq_lab.runs.folder import last_checkpoint
 from adadfq_lab.runs.log import iterate_records, number, numbers
-from adadfq_lab.runs.players import fitting_data
+from adadfq_lab.runs.players import images_of
 from adadfq_lab.teacher.teacher import Teacher
 from adadfq_lab.teacher.teacher_files import load_teacher
 from adadfq_lab.views.axes import typeset
@@ -114,34 +114,50 @@ def image_sheet(images: Tensor, columns: int, alt: str) -> str:
     return image(montage(tiles.reshape(-1, columns, *tiles.shape[1:]), ground=255), alt=alt)
 
 
-def write_report(folder: Path, game: Game, teacher: Teacher, data: ImageSet, *, interactive: bool = False) -> Path:
+def _tables(result: Mapping[str, Any]) -> list[str]:
+    """Accuracy, if there were labels, and agreement with P, as HTML."""
+    spent = f"{result['rounds']} rounds, {result['seconds']:.0f} s, seed {result['seed']}"
+    agreement = result.get("agreement", {})
+    parts = []
+    if result["teacher"] is not None:
+        source = f"Measured on {html.escape(result['source'])}; " if "source" in result else ""
+        parts += [_table(result, "top-1"), f'<p class="small">{source}{spent}.</p>']
+    for found in agreement.values():
+        parts += [_table(found, "same as P"), f'<p class="small">On {html.escape(found["source"])}; {spent}.</p>']
+    if "generated" in agreement:
+        parts.append(f'<p class="small">Agreement with P on generated images: {CAUTION}.</p>')
+    return parts + ([f"<p><strong>{html.escape(result['note'])}</strong></p>"] if result.get("note") else [])
+
+
+def _table(found: Mapping[str, Any], head: str) -> str:
+    rows = "".join(
+        f'<tr><td>{label}</td><td class="n">{found[key]:.2f} %</td><td>[{low:.2f}, {high:.2f}]</td></tr>'
+        for key, label in LABELS.items()
+        if found.get(key) is not None
+        for low, high in [found["intervals"][key]]
+    )
+    return f"<table><tr><th></th><th>{head}</th><th>95 % interval</th></tr>{rows}</table>"
+
+
+def write_report(folder: Path, game: Game, teacher: Teacher, data: ImageSet | None, *, interactive: bool = False) -> Path:
     """Writes report.html into a finished run's folder, from its records and its generator; returns its path.
 
     interactive: figures of plotly, which is then in the file, in place of SVG
     """
-    history = as_history(iterate_records(folder / "records.jsonl"), len(data.classes))
+    classes = data.classes if data is not None and data.labelled else teacher.info.classes
+    history = as_history(iterate_records(folder / "records.jsonl"), len(classes))
     result = json.loads((folder / "result.json").read_text())
     config = json.loads((folder / "config.json").read_text())
-    rows = "".join(
-        f'<tr><td>{label}</td><td class="n">{result[key]:.2f} %</td><td>[{low:.2f}, {high:.2f}]</td></tr>'
-        for key, label in LABELS.items()
-        if result[key] is not None
-        for low, high in [result["intervals"][key]]
-    )
-    parts: list[Any] = [f"<table><tr><th></th><th>top-1</th><th>95 % interval</th></tr>{rows}</table>"]
-    parts.append(
-        f'<p class="small">Measured on {html.escape(data.source)}; {result["rounds"]} rounds, {result["seconds"]:.0f} s, '
-        f"seed {result['seed']}.</p>"
-    )
+    parts: list[Any] = _tables(result)
     for title, panels, reading in _figures(history, result):
         alt = f"{title}. {_words(panels)}"
         size = (470, 300) if len(panels) > 1 else (700, 300)
         drawn = plotly_figure(panels, alt=alt) if interactive else chart(panels, alt=alt, width=size[0], height=size[1])
         parts += [f"<h2>{html.escape(title)}</h2>", drawn, f"<p>{typeset(reading)}</p>"]
-    per_class, shown = 8, range(0, len(data.classes), -(-len(data.classes) // 100))  # ImageNet's 8,000 would fill the memory
+    per_class, shown = 8, range(0, len(classes), -(-len(classes) // 100))  # ImageNet's 8,000 would fill the memory
     if math.prod(teacher.info.input_shape[1:]) > 2**14:
         per_class, shown = 4, shown[::10]
-    names = {i: data.classes[i] for i in shown}
+    names = {i: classes[i] for i in shown}
     sheet = image_sheet(
         sample_images(game, teacher, per_class, tuple(shown)),
         per_class,
@@ -157,13 +173,17 @@ def write_report(folder: Path, game: Game, teacher: Teacher, data: ImageSet, *, 
 
 def _figures(history: History, result: Mapping[str, Any]) -> list[tuple[str, list[Panel], str]]:
     """Title, panels and a sentence that reads them, for each figure of a report."""
-    made = [
-        (
-            "What the student gains",
-            _accuracy(history, result),
-            "Left: points are measurements on real images. Right: calibration sets the ranges of Q from G's images, learning "
-            "trains its weights on them. Intervals are 95 % over the images, not over seeds.",
-        ),
+    made: list[tuple[str, list[Panel], str]] = []
+    if result["teacher"] is not None:
+        made.append(
+            (
+                "What the student gains",
+                _accuracy(history, result),
+                "Left: points are measurements on real images. Right: calibration sets the ranges of Q from G's images, "
+                "learning trains its weights on them. Intervals are 95 % over the images, not over seeds.",
+            )
+        )
+    made += [
         (
             "Disagreement of the generated samples",
             [h_prime_panel(history)],
@@ -187,6 +207,6 @@ def report(folder: Path, *, interactive: bool = False) -> Path:
         raise UserError(f"{folder} holds no finished run; give the folder of one, as runs/NAME")
     config = read_config(folder / "config.json")
     teacher = load_teacher(config.teacher)
-    data = fitting_data(teacher, load_data(config.data or teacher.info.data, "test", stub=config.stub))
+    data = images_of(teacher, config)
     game = Game.resume(last_checkpoint(folder), teacher=teacher, device="cpu")
     return write_report(folder, game, teacher, data, interactive=interactive)

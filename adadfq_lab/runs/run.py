@@ -7,16 +7,18 @@
     round_000800.ckpt     checkpoints, the last two
     student.safetensors   Q after the last round
     result.json           the table
+    teacher.safetensors   P, if it was made for this run
     report.html           the figures, in one file without a network
 """
 
+import dataclasses
 import json
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,6 @@ from tqdm import tqdm
 
 from adadfq_lab.data.accuracy import Accuracy, accuracy
 from adadfq_lab.data.image_sets import ImageSet
-from adadfq_lab.data.loading import load_data
 from adadfq_lab.errors import UserError, first_line, printable
 from adadfq_lab.game.game import Game
 from adadfq_lab.game.history import Record
@@ -33,57 +34,75 @@ from adadfq_lab.machine.distributed import hand_out, receive
 from adadfq_lab.machine.files import write_atomically
 from adadfq_lab.machine.interrupts import interrupts_wait
 from adadfq_lab.machine.memory import keep_freed_memory, out_of_memory
+from adadfq_lab.runs.agreement import CAUTION, Agreement, chance, on_generated, on_images, rows, table
 from adadfq_lab.runs.config import RunConfig, offer
 from adadfq_lab.runs.folder import _claimed, checkpoints, resumed, round_of, save_checkpoint
 from adadfq_lab.runs.log import RecordLog
-from adadfq_lab.runs.players import build_game, build_student, fitting_data, observe_noise
+from adadfq_lab.runs.players import build_game, build_student, images_of, observe_noise
+from adadfq_lab.student.student import Student
 from adadfq_lab.student.student_files import save_student
-from adadfq_lab.teacher.teacher_files import load_teacher
+from adadfq_lab.teacher.teacher import Teacher
+from adadfq_lab.teacher.teacher_files import load_teacher, save_teacher
 
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a run; accuracies are top-1 on the same images, in percent.
+    """What became of a run. Accuracies are top-1 on the same labelled images, in percent; None without such images.
 
     plain:      Q with ranges observed on standard-normal images, nothing trained
     calibrated: Q with ranges observed on the warm generator's images, untrained; None if the run ended in the warm-up
     student:    Q after the last round
     best:       the highest accuracy measured along the way: chosen on these images, so not a result
+    source:     the images, in words
+    agreement:  with P instead of with labels: by "generated", and by "images" if images without labels were given
     log:        what the log lacks, after a resume that found it damaged; empty if it is whole
     """
 
-    teacher: Accuracy
-    plain: Accuracy
+    teacher: Accuracy | None
+    plain: Accuracy | None
     calibrated: Accuracy | None
-    student: Accuracy
-    best: Accuracy
+    student: Accuracy | None
+    best: Accuracy | None
     rounds: int
     seconds: float
     seed: int
     source: str
     run: str
     log: str = ""
+    agreement: dict[str, Agreement] = field(default_factory=dict)
+    note: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """The keys `adadfq demo --json` prints: top-1 in percent, and the intervals beside them."""
         rows = {k: getattr(self, k) for k in ("teacher", "plain", "calibrated", "student", "best")}
         plain: dict[str, Any] = {name: row.top1 if row else None for name, row in rows.items()}
         plain["intervals"] = {name: [row.low, row.high] for name, row in rows.items() if row}
-        plain |= {"images": self.student.images, "rounds": self.rounds, "seconds": round(self.seconds, 1), "seed": self.seed}
-        return plain | {"run": self.run, "source": self.source, "log": self.log}
+        plain |= {"images": self.student.images if self.student else 0, "rounds": self.rounds}
+        plain |= {"seconds": round(self.seconds, 1), "seed": self.seed, "run": self.run, "source": self.source}
+        return plain | {
+            "agreement": {name: found.as_json() for name, found in self.agreement.items()},
+            "note": self.note,
+            "log": self.log,
+        }
 
     def table(self) -> str:
         """The result as a few lines of text."""
-        lost = self.teacher.top1 - self.plain.top1
-        back = self.student.top1 - self.plain.top1
-        rows = [("teacher P", self.teacher), ("plainly quantised", self.plain)]
-        rows += [("calibrated on G's images", self.calibrated)] if self.calibrated else []
-        rows += [("student Q, last round", self.student)]
-        lines = [f"{'':26}{'top-1':>8}   95 % interval"]
-        lines += [f"{name:26}{row.top1:6.2f} %   [{row.low:.2f}, {row.high:.2f}]" for name, row in rows]
-        share = f"{100 * back / lost:.0f} % of the {lost:.1f} points lost were won back" if lost > 0 else "nothing was lost"
-        lines.append(f"{share}, in {self.rounds:,} rounds and {self.seconds:.0f} s; measured on {self.source}")
-        return "\n".join([*lines, *([self.log] if self.log else [])])
+        spent = f"in {self.rounds:,} rounds and {self.seconds:.0f} s"
+        lines, generated = [], self.agreement.get("generated")
+        if self.teacher and self.plain and self.student:
+            names = ("teacher P", "plainly quantised", "calibrated on G's images", "student Q, last round")
+            found = (self.teacher, self.plain, self.calibrated, self.student)
+            lines += table(list(zip(names, found, strict=True)), "top-1")
+            lost, back = self.teacher.top1 - self.plain.top1, self.student.top1 - self.plain.top1
+            share = f"{100 * back / lost:.0f} % of the {lost:.1f} points lost were won back" if lost > 0 else "nothing was lost"
+            lines += [f"{share}, {spent}; measured on {self.source}"]
+            if generated:
+                lines += [f"Q predicts what P does for {generated.student} of {generated.source}"]
+        else:
+            for one in self.agreement.values():
+                lines += [*table(rows(one), "same as P"), f"on {one.source}", ""]
+            lines += [f"{spent[:1].upper()}{spent[1:]}. Agreement with P on generated images: {CAUTION}."]
+        return "\n".join([*lines, *filter(None, (self.note, self.log))])
 
 
 def run(
@@ -96,21 +115,29 @@ def run(
     quiet: bool = False,
     report: bool = True,
     interactive: bool = False,
+    teacher: Teacher | None = None,
 ) -> Result:
     """Plays a whole run in `folder` and returns its result; `resume` continues from the folder's last checkpoint.
 
     report: also write report.html; interactive: with plotly in it
+    teacher: a teacher of one's own in place of the one that `config` names; it is saved in the folder as teacher.safetensors
     from_round: continue from the checkpoint of that round instead; what was played after it is played again
 
     Progress goes to standard error. Raises UserError where the folder cannot be written, is full, is in use, or holds another
     run. On Ctrl-C, SIGTERM and SIGHUP the game is saved, and KeyboardInterrupt is raised.
     """
     keep_freed_memory()
-    teacher = load_teacher(config.teacher)
-    data = fitting_data(teacher, load_data(config.data or teacher.info.data, "test", stub=config.stub))
+    own = folder / "teacher.safetensors"
+    file = b""
+    if teacher is not None:
+        config, file = dataclasses.replace(config, teacher=str(own)), _as_file(teacher)
+    teacher = _from_file(file) if file else load_teacher(config.teacher)
+    data = images_of(teacher, config)
     game = build_game(config, teacher)  # before the folder is touched: a wrong option leaves nothing behind
     resume = resume or from_round is not None
     with _claimed(folder, config, resume):
+        if file:
+            write_atomically(own, file)
         if resume and (checkpoints(folder) or (folder / "records.jsonl").exists()):
             game = resumed(folder, game, from_round)
         else:
@@ -134,6 +161,22 @@ def run(
         return result
 
 
+def _as_file(teacher: Teacher) -> bytes:
+    """What `save_teacher` writes; raises UserError if the teacher cannot be rebuilt from a file."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "teacher.safetensors"
+        save_teacher(teacher, path)
+        return path.read_bytes()
+
+
+def _from_file(content: bytes) -> Teacher:
+    """The teacher of a file's content: with the file's sha256, so that the run can be resumed from the file."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "teacher.safetensors"
+        path.write_bytes(content)
+        return load_teacher(str(path))
+
+
 def follow(config: RunConfig) -> None:
     """What every process but the first does in a run on several: plays the same rounds, and writes and measures nothing.
 
@@ -151,20 +194,23 @@ def follow(config: RunConfig) -> None:
 
 
 def _play(
-    config: RunConfig, folder: Path, game: Game, data: ImageSet, on_record: Callable[[Record], None] | None, quiet: bool
+    config: RunConfig, folder: Path, game: Game, data: ImageSet | None, on_record: Callable[[Record], None] | None, quiet: bool
 ) -> Result:
     teacher = game.teacher
     log = RecordLog(folder / "records.jsonl", game.index, every=game.check_every, batch=config.schedule.batch)
     if log.trouble:
         print(f"adadfq: {printable(log.trouble)}", file=sys.stderr)
-    plain = build_student(teacher, config).to(game.device)
-    observe_noise(plain, teacher.info.input_shape, seed=config.seed)
-    measured: dict[str, Accuracy] = {
-        "teacher": accuracy(teacher, data, teacher.normalize),
-        "plain": accuracy(plain, data, teacher.normalize),
-    }
+    labelled = data if data is not None and data.labelled else None
+    measured: dict[str, Accuracy] = {}
+    if labelled is not None:
+        measured = {
+            "teacher": accuracy(teacher, labelled, teacher.normalize),
+            "plain": accuracy(_plain(game, config), labelled, teacher.normalize),
+        }
+    note = chance(measured["teacher"], game.classes) if measured else ""
+    if note and not quiet:
+        tqdm.write(f"adadfq: {note}", file=sys.stderr)
     calibrated, best = log.measured("calibrated"), log.best()
-    del plain
     started, before = time.perf_counter(), log.seconds
     progress = tqdm(
         total=config.rounds, initial=game.index, unit="round", file=sys.stderr, disable=quiet, mininterval=0.5, smoothing=0.05
@@ -176,11 +222,11 @@ def _play(
             for record in game.play(config.rounds - game.index):
                 done = record.index + 1
                 extra: dict[str, Any] = {"seconds": round(before + time.perf_counter() - started, 2)}
-                if done == config.schedule.warmup:
-                    calibrated = latest = extra["calibrated"] = accuracy(game.student, data, teacher.normalize)
+                if done == config.schedule.warmup and labelled is not None:
+                    calibrated = latest = extra["calibrated"] = accuracy(game.student, labelled, teacher.normalize)
                 due = config.evaluate_every and done % config.evaluate_every == 0
-                if done == config.rounds or (due and done > config.schedule.warmup):
-                    latest = extra["accuracy"] = accuracy(game.student, data, teacher.normalize)
+                if labelled is not None and (done == config.rounds or (due and done > config.schedule.warmup)):
+                    latest = extra["accuracy"] = accuracy(game.student, labelled, teacher.normalize)
                     best = max(best or latest, latest, key=lambda a: a.top1)
                     student = latest if done == config.rounds else None
                 log.write(record, extra)
@@ -197,20 +243,26 @@ def _play(
             save_checkpoint(game, folder)
     finally:
         log.close()
-    student = student or accuracy(game.student, data, teacher.normalize)
-    seconds = before + time.perf_counter() - started
+    if labelled is not None:
+        student = student or accuracy(game.student, labelled, teacher.normalize)
+    plain = _plain(game, config)
+    agreement = {"generated": on_generated(game, plain, build_student(teacher, config).to(game.device))}
+    if data is not None and labelled is None:
+        agreement = {"images": on_images(game, plain, data)} | agreement
     result = Result(
-        measured["teacher"],
-        measured["plain"],
+        measured.get("teacher"),
+        measured.get("plain"),
         calibrated,
         student,
         best or student,
         game.index,
-        seconds,
+        before + time.perf_counter() - started,
         config.seed,
-        data.source,
+        data.source if data is not None else "no images",
         str(folder),
         log.trouble,
+        agreement,
+        note,
     )
     save_student(game.student, teacher, folder / "student.safetensors")
     write_atomically(folder / "result.json", json.dumps(result.as_json(), indent=1).encode())
@@ -236,6 +288,13 @@ def _lost(game: Game, folder: Path) -> str:
     lost = game.index - round_of(found[-1])
     what = f"the last {lost:,} rounds are lost" if lost > 1 else "the last round is lost" if lost else "no round is lost"
     return f"{what}; continue with: adadfq train --resume {folder}"
+
+
+def _plain(game: Game, config: RunConfig) -> Student:
+    """Q before the first round, its ranges observed on noise."""
+    plain = build_student(game.teacher, config).to(game.device)
+    observe_noise(plain, game.teacher.info.input_shape, seed=config.seed)
+    return plain
 
 
 def _live(record: Record, latest: Accuracy | None) -> str:

@@ -88,7 +88,9 @@ def quantization_from_json(plain: Any) -> dict[str, Any]:
 
 
 def _find_teacher(path: Path, info: TeacherInfo) -> Teacher:
-    config = path.parent / "config.json"
+    config, own = path.parent / "config.json", path.parent / "teacher.safetensors"
+    if own.exists():
+        return load_teacher(str(own))
     name = info.name
     known = name in SHIPPED or ":" in name
     if not known and config.exists():

@@ -7,7 +7,7 @@ import socket
 import sys
 import time
 import traceback
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -61,8 +61,14 @@ def damage(folder: Path) -> str:
 
 
 def read_result(folder: Path) -> dict[str, Any]:
-    """A run's result.json, in which the student's and the teacher's accuracy are numbers; raises UserError if it is not one."""
+    """A run's result.json; raises UserError if it is not one.
+
+    The student's and the teacher's accuracy are numbers in it, or None in a run without labelled images, which has agreements.
+    """
     found = read_json(folder / "result.json", limit=2**20)
+    with suppress(KeyError, TypeError, ValueError):
+        if found["student"] is None and 0 <= found["agreement"]["generated"]["student"] <= 100:
+            return dict(found)
     try:
         low, high = found["intervals"]["student"]
         numbers = [found["student"], found["teacher"], low, high]

@@ -104,6 +104,8 @@ def _status(folder: Path) -> Status:
         result = read_result(folder)
     except UserError as error:  # damaged since it was looked at
         return dataclasses.replace(found, state="damaged", note=str(error))
+    if result["student"] is None:
+        return dataclasses.replace(found, note=_without_labels(result))
     low, high = result["intervals"]["student"]
     return dataclasses.replace(found, student=result["student"], interval=(low, high), teacher=result["teacher"])
 
@@ -122,6 +124,13 @@ def _starts(folder: Path) -> int:
         return len(read_bytes(folder / "sessions.jsonl").splitlines())
     except UserError:
         return 0
+
+
+def _without_labels(result: dict[str, Any]) -> str:
+    """What a run without labelled images measured."""
+    found = result.get("agreement", {})
+    which = "images" if "images" in found else "generated"
+    return f"{found[which]['student']:.2f} % as P on {which}" if which in found else "no labelled images"
 
 
 def varied(rows: Sequence[Status]) -> dict[Path, dict[str, Any]]:

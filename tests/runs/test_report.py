@@ -161,7 +161,13 @@ def page(tmp_path):
     lines = [record.as_json() for record in tiny_game(teacher=teacher, gains_every=1).play(OBSERVE)]
     (tmp_path / "records.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
     rows = {"teacher": 90.5, "plain": 30.25, "calibrated": None, "student": 80.0, "best": 81.0}
-    result = rows | {"intervals": {name: [1.25, 99.5] for name in rows}, "rounds": OBSERVE, "seconds": 3.2, "seed": 7}
+    result = rows | {
+        "intervals": {name: [1.25, 99.5] for name in rows},
+        "rounds": OBSERVE,
+        "seconds": 3.2,
+        "seed": 7,
+        "source": "some <images>",
+    }
     (tmp_path / "result.json").write_text(json.dumps(result))
     (tmp_path / "config.json").write_text(json.dumps({"bits": "3w3a", "seed": 7, "teacher": "<i>file</i>"}))
     classes = ("T-shirt/top", "<trouser>", "bag")

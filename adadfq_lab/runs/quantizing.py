@@ -1,0 +1,123 @@
+"""From a network to a verified integer file in one call: play, export, verify, report.
+
+    P = lab.wrap_teacher(network, input_shape=(3, 32, 32), classes=10, mean=mean, std=std)
+    done = lab.quantize_and_export(P, "q.onnx", bits="4w4a")
+    print(done.table())
+
+The run is an ordinary run in a folder, which holds the teacher too: `adadfq train`, `watch`, `evaluate` and `export` take it,
+and an interrupted one is resumed.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adadfq_lab.data.image_sets import ImageSet
+from adadfq_lab.errors import UserError
+from adadfq_lab.integers.export import Exported, export_onnx
+from adadfq_lab.integers.verification import Verification, verify
+from adadfq_lab.machine.environment import import_extra
+from adadfq_lab.machine.files import write_atomically
+from adadfq_lab.runs.config import RunConfig
+from adadfq_lab.runs.players import images_of
+from adadfq_lab.runs.recipes import usual_run
+from adadfq_lab.runs.run import Result, run
+from adadfq_lab.student.student_files import load_student
+from adadfq_lab.teacher.teacher import Teacher
+
+METHOD = "adadfq+"
+"""The method of the highest accuracy at the short budget of `adadfq table`, at 3 bits and at 4."""
+MOST_VERIFIED = 2000
+"""Images, at most, on which the file is compared with the student."""
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What `quantize_and_export` made. `verification` is None if ONNX Runtime is not installed."""
+
+    result: Result
+    exported: Exported
+    verification: Verification | None
+    report: Path
+
+    def as_json(self) -> dict[str, Any]:
+        checked = self.verification.as_json() if self.verification else None
+        exported = self.exported.as_json()
+        return self.result.as_json() | {"exported": exported, "verification": checked, "report": str(self.report)}
+
+    def table(self) -> str:
+        """The result, the file, and what running it showed, as a few lines of text."""
+        if self.verification:
+            v = self.verification
+            verdict = "every convolution is computed on integers" if v.ok else "NOT every convolution is computed on integers"
+            checked = f"{v.file}: {verdict}; the same class as Q for {v.agreement:.2f} % of {v.source}; "
+            checked += f"{v.bytes:,} bytes, {100 * v.bytes / v.float_bytes:.0f} % of float32"
+        else:
+            checked = f"{self.exported.file} was not run, for want of onnxruntime"
+        return "\n".join([self.result.table(), "", str(self.exported), checked, f"report: {self.report}"])
+
+
+def own_config(bits: str = "4w4a", *, method: str = METHOD, rounds: int = 0, data: str = "", **options: Any) -> RunConfig:
+    """The run of `quantize_and_export`: the method's usual one; `rounds` in all, 0 for the usual number."""
+    config = usual_run(method, RunConfig(bits=bits, data=data or "none", evaluate_every=500, gains_every=0))
+    if rounds:
+        warmup = min(config.schedule.warmup, max(1, rounds // 5))
+        config = dataclasses.replace(config, rounds=rounds, schedule=dataclasses.replace(config.schedule, warmup=warmup))
+    return dataclasses.replace(config, **options)
+
+
+def quantize_and_export(
+    teacher: Teacher,
+    output: Path | str,
+    *,
+    bits: str = "4w4a",
+    data: str = "",
+    method: str = METHOD,
+    rounds: int = 0,
+    folder: Path | str = "",
+    resume: bool = False,
+    quiet: bool = False,
+    **options: Any,
+) -> Quantized:
+    """Plays `method` on `teacher` without data, writes the student to `output` as integers, and runs that file.
+
+    data:    images to measure on, as for `load_data`: a folder, a file .npz, a name; empty for the data-free case
+    rounds:  in all; 0 for the method's usual number
+    folder:  of the run; by default `output` without its suffix, beside it. It holds P, Q, the log and the report
+    resume:  continue the run in `folder`
+    options: other fields of RunConfig, such as seed=1, device="cuda" or every_input=True
+
+    Raises UserError before any round if an option is wrong, the images are not the teacher's, or onnx is missing.
+    """
+    output = Path(output)
+    if output.suffix != ".onnx" or not output.resolve().parent.is_dir():
+        raise UserError(f"{output} must end in .onnx and lie in a folder that exists")
+    folder = Path(folder) if folder else output.with_suffix("")
+    import_extra("onnx")
+    config = own_config(bits, method=method, rounds=rounds, data=data, **options)
+    result = run(config, folder, teacher=teacher, resume=resume, quiet=quiet)
+    return finish(folder, output, result)
+
+
+def finish(folder: Path, output: Path, result: Result) -> Quantized:
+    """Exports and verifies the student of the finished run in `folder`."""
+    teacher, student = load_student(folder / "student.safetensors")
+    exported = export_onnx(student, output, teacher)
+    images = images_of(teacher, RunConfig.from_json(json.loads((folder / "config.json").read_bytes())))
+    checked: Verification | None = None
+    try:
+        import_extra("onnxruntime")
+    except UserError:
+        pass
+    else:
+        checked = verify(output, _some(images), student=student, teacher=teacher, repeats=20)
+    done = Quantized(result, exported, checked, folder / "report.html")
+    write_atomically(folder / "quantized.json", json.dumps(done.as_json(), indent=1).encode())
+    return done
+
+
+def _some(images: ImageSet | None) -> ImageSet | None:
+    """A sample of labelled images; None for others, in whose place `verify` takes random pixels."""
+    return images.take(MOST_VERIFIED) if images is not None and images.labelled else None
