@@ -26,7 +26,8 @@ from adadfq_lab.integers.packing import pack
 from adadfq_lab.machine.files import write_atomically
 from adadfq_lab.methods.generators import conditional_generator
 from adadfq_lab.student.quantize import quantize
-from adadfq_lab.studies.tables import PAPER, difference, read_rows, shipped_results, summaries
+from adadfq_lab.studies.table2 import PAPER
+from adadfq_lab.studies.tables import difference, read_rows, shipped_results, summaries
 from adadfq_lab.teacher.networks import build_network
 from adadfq_lab.teacher.teacher_files import load_teacher
 from adadfq_lab.views import game_panels

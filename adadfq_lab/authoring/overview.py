@@ -10,7 +10,8 @@ from pathlib import Path
 from adadfq_lab.authoring.marks import renewed
 from adadfq_lab.machine.files import write_atomically
 from adadfq_lab.methods.registry import BEYOND, METHODS, REFERENCES
-from adadfq_lab.studies.tables import PAPER, Row, Summary, read_rows, shipped_results, summaries
+from adadfq_lab.studies.table2 import PAPER
+from adadfq_lab.studies.tables import Row, Summary, read_rows, shipped_results, summaries
 
 BEGIN, END = "<!-- table -->", "<!-- /table -->"
 HEADLINE = "<!-- headline -->", "<!-- /headline -->"

@@ -5,8 +5,8 @@ them, ranges observed on generated images for as many of them, learning rates as
 the *last* round. Rows of the shipped results live in data_stubs/table.json; `adadfq table` prints them, `adadfq table --play`
 plays what is asked for and missing.
 
-`PAPER` holds what the paper prints, after 79,200 updates and with the best epoch on the test set chosen: another protocol, so
-it stands in a column of its own and enters no average.
+`table2.PAPER` holds what the paper prints, after 79,200 updates and with the best epoch on the test set chosen: another
+protocol, so it stands in a column of its own and enters no average.
 
 Tables as figures: every method's accuracy after the last round, beside its teacher and the paper's own number.
 """
@@ -27,10 +27,11 @@ from adadfq_lab.data.locations import stub_path
 from adadfq_lab.errors import UserError
 from adadfq_lab.game.schedule import Schedule
 from adadfq_lab.machine.fields import build
-from adadfq_lab.machine.files import write_atomically
+from adadfq_lab.machine.files import load_tensors, write_atomically
 from adadfq_lab.machine.reading import read_bytes
 from adadfq_lab.methods.registry import every_method, make_method
 from adadfq_lab.runs.config import RunConfig, read_config
+from adadfq_lab.studies import table2
 from adadfq_lab.views.pages import page
 from adadfq_lab.views.style import GREY, STUDENT, TEACHER, figure
 
@@ -64,31 +65,11 @@ BUDGETS = {"short": Budget(1500), "long": Budget(5000, decay=0.8)}
 TEACHERS = {"fashion_mnist": "fashion_mnist_resnet20", "cifar10": "cifar10_resnet20"}
 """The shipped teacher of each data set."""
 
-PAPER: dict[str, dict[str, dict[str, float]]] = {
-    "cifar10": {
-        "3w3a": {"intraq": 77.07, "gdfq": 75.11, "qimera": 74.43, "adasg": 84.14, "adadfq": 84.89},
-        "4w4a": {
-            "zaq": 92.13,
-            "intraq": 91.49,
-            "arc_ait": 90.49,
-            "gdfq": 90.11,
-            "arc": 88.55,
-            "qimera": 91.26,
-            "adasg": 92.10,
-            "adadfq": 92.31,
-        },
-        "5w5a": {
-            "zaq": 93.36,
-            "arc_ait": 92.98,
-            "gdfq": 93.38,
-            "arc": 92.88,
-            "qimera": 93.46,
-            "adasg": 93.76,
-            "adadfq": 93.81,
-        },
-    }
+USUAL_IMAGES = {
+    "fashion_mnist": "2,000 of 10,000 fashion_mnist test images",
+    "cifar10": "9,979 of 10,000 cifar10 test images",
 }
-"""Table 2, ResNet-20 on CIFAR-10, from a teacher of 93.89 %: data set -> bits -> method -> top-1 in percent."""
+"""The images that the shipped rows were measured on, by data set."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +81,8 @@ class Row:
     last:       after the last round; low and high are its 95 % interval over the images
     best:       the highest of the accuracies measured on the way: chosen on the test images, so not a result
     images:     drawn in all, the warm-up included
+    source:     the images it was measured on, in words; empty in the rows of older files
+    sha256:     the first twelve digits of the teacher's; empty in the rows of older files
     """
 
     method: str
@@ -119,11 +102,20 @@ class Row:
     updates: int
     images: int
     seconds: float
+    source: str = ""
+    sha256: str = ""
+
+    @property
+    def players(self) -> str:
+        """Which teacher and which images, if they are not the usual ones of the data set; nothing if they are."""
+        usual = TEACHERS.get(self.dataset) == self.teacher_name and self.source in ("", USUAL_IMAGES.get(self.dataset))
+        told = [f"teacher {self.teacher_name}", self.sha256 and f"({self.sha256})", self.source and f"on {self.source}"]
+        return "" if usual else " ".join(filter(None, told))
 
     @property
     def key(self) -> tuple[Any, ...]:
         """What makes it the row it is."""
-        return self.dataset, self.teacher_name, self.budget, self.fidelity, self.bits, self.method, self.seed
+        return self.dataset, self.teacher_name, self.players, self.budget, self.fidelity, self.bits, self.method, self.seed
 
 
 def configurations(
@@ -174,6 +166,8 @@ def configurations(
 def row(folder: Path, budget: str) -> Row:
     """The row of the finished run in `folder`."""
     config, result = read_config(folder / "config.json"), json.loads((folder / "result.json").read_text())
+    if result["student"] is None:
+        raise UserError(f"{folder} was measured on {result['source']}, without labels: it has no accuracy for a table")
     low, high = result["intervals"]["student"]
     return Row(
         config.method,
@@ -193,7 +187,15 @@ def row(folder: Path, budget: str) -> Row:
         result["rounds"] - config.schedule.warmup,
         result["rounds"] * config.schedule.batch,
         result["seconds"],
+        result.get("source", ""),
+        _teacher_sha256(folder),
     )
+
+
+def _teacher_sha256(folder: Path) -> str:
+    """Of the teacher that the run's student was made from, as the student's file says."""
+    _, meta, _ = load_tensors(folder / "student.safetensors")
+    return str(meta.get("teacher", {}).get("sha256", ""))[:12]
 
 
 def shipped_results() -> Path:
@@ -245,6 +247,8 @@ class Summary:
     images: int
     seconds: float
     paper: float | None
+    players: str = ""
+    cell: str = ""
 
 
 _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # 97.5 % quantiles of Student's t, 1 to 9 degrees
@@ -283,12 +287,12 @@ def summaries(rows: Sequence[Row]) -> list[Summary]:
     order = list(every_method())
     found = []
     for key in sorted(cells, key=lambda k: (*k[:-1], order.index(k[-1]) if k[-1] in order else len(order), k[-1])):
-        runs, (dataset, teacher_name, budget, fidelity, bits, method) = cells[key], key
+        runs, (dataset, teacher_name, players, budget, fidelity, bits, method) = cells[key], key
         mean = {
             name: sum(getattr(r, name) for r in runs) / len(runs) for name in ("teacher", "plain", "last", "best", "seconds")
         }
         calibrated = [r.calibrated for r in runs if r.calibrated is not None]
-        comparable = TEACHERS.get(dataset) == teacher_name
+        cell = table2.cell_of(dataset, teacher_name)
         found.append(
             Summary(
                 method,
@@ -306,7 +310,9 @@ def summaries(rows: Sequence[Row]) -> list[Summary]:
                 runs[0].updates,
                 runs[0].images,
                 mean["seconds"],
-                PAPER.get(dataset, {}).get(bits, {}).get(method) if comparable else None,
+                table2.PAPER.get(cell, {}).get(bits, {}).get(method),
+                players,
+                cell,
             )
         )
     return found
@@ -337,24 +343,35 @@ _HEADER = ("method", "bits", "teacher", "plain", "calibrated", "last round", "dr
 def markdown(rows: Sequence[Row]) -> str:
     """The table as Markdown: one section for each data set and budget."""
     found, lines = summaries(rows), []
-    sections = dict.fromkeys((one.dataset, one.budget, one.fidelity) for one in found)
-    for dataset, budget, fidelity in sections:
-        part = [one for one in found if (one.dataset, one.budget, one.fidelity) == (dataset, budget, fidelity)]
+    sections = dict.fromkeys((one.dataset, one.budget, one.fidelity, one.players) for one in found)
+    for dataset, budget, fidelity, players in sections:
+        here = (dataset, budget, fidelity, players)
+        part = [one for one in found if (one.dataset, one.budget, one.fidelity, one.players) == here]
         lines += [
-            f"### {dataset}, {budget} budget" + (f", {fidelity} losses and ranges" if fidelity != "corrected" else ""),
+            f"### {dataset}, {budget} budget"
+            + (f", {fidelity} losses and ranges" if fidelity != "corrected" else "")
+            + (f", {players}" if players else ""),
             "",
         ]
         table = [(*_HEADER, "paper"), *map(_cells, part)]
         widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
         text = ["| " + " | ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)) + " |" for line in table]
         lines += [text[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *text[1:], ""]
-    return "\n".join([*lines, NOTE])
+    return "\n".join([*lines, NOTE + _of_paper(found)])
+
+
+def _of_paper(found: Sequence[Summary]) -> str:
+    """What the column "paper" is, if it has a number."""
+    cells = dict.fromkeys(one.cell for one in found if one.paper is not None)
+    if not cells:
+        return ""
+    teachers = " and ".join(f"{table2.FULL_PRECISION[cell]:.2f} % on {cell}" for cell in cells)
+    return f" paper: its own Table 2, from another teacher ({teachers}), after 79,200 updates, best epoch on the test set."
 
 
 NOTE = (
     "Top-1 in percent. plain, calibrated: nothing trained. last round: mean over seeds ± 95 % interval of that mean. best: the "
-    "best round, chosen on the test images, so not a result. s: seconds of a run, on machines that did other work beside it. "
-    "paper: its own Table 2, from another teacher (93.89 %), after 79,200 updates, best epoch on the test set."
+    "best round, chosen on the test images, so not a result. s: seconds of a run, on machines that did other work beside it."
 )
 
 
@@ -374,7 +391,7 @@ def table_figure(rows: Sequence[Row]) -> go.Figure:
     paper's number a hollow grey diamond that belongs to another protocol. Raises ValueError for rows of several tables.
     """
     cells = summaries(rows)
-    if len({(one.dataset, one.budget, one.fidelity, one.bits) for one in cells}) != 1:
+    if len({(one.dataset, one.budget, one.fidelity, one.bits, one.players) for one in cells}) != 1:
         raise ValueError("rows of one data set, budget and bit width make a figure")
     first, names = cells[0], [one.method for one in cells]
     fig = figure(
@@ -425,5 +442,5 @@ def write_table_figure(rows: Sequence[Row], path: Path) -> None:
     """One figure for each table in `rows`, in one HTML file that needs no network."""
     tables: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
-        tables.setdefault((row.dataset, row.budget, row.fidelity, row.bits), []).append(row)
+        tables.setdefault((row.dataset, row.budget, row.fidelity, row.bits, row.players), []).append(row)
     write_atomically(path, page("adadfq table", map(table_figure, tables.values())).encode())

@@ -11,6 +11,7 @@ import pytest
 from helpers.rows import a_row
 
 from adadfq_lab.cli import main as cli
+from adadfq_lab.data.accuracy import wilson
 from adadfq_lab.errors import UserError
 from adadfq_lab.methods.registry import METHODS, make_method
 from adadfq_lab.studies import tables
@@ -152,3 +153,24 @@ def test_degrees_of_freedom_are_not_lost_to_rounding():
     for scale in range(1, 40):
         found = tables.difference([scale * value for value in noisy], [0.0, 0.0])
         assert found is not None and found[1] == pytest.approx(2.365 * scale * error, rel=1e-9)
+
+
+def test_shipped_rows_are_of_the_images_that_are_said():
+    """The interval of every shipped row is Wilson's over just so many images as USUAL_IMAGES says of its data set."""
+    for row in tables.read_rows(tables.shipped_results()):
+        count = int(tables.USUAL_IMAGES[row.dataset].split()[0].replace(",", ""))
+        assert (row.low, row.high) == pytest.approx(wilson(round(row.last * count / 100), count), abs=1e-6)
+
+
+def test_rows_of_other_teachers_and_images_stand_apart():
+    """Under a heading that names both; the paper's numbers beside its own networks only, with their teachers' accuracy."""
+    rows = [a_row(), a_row(teacher_name="mine", sha256="abc", source="40 images in photos"), a_row(source="first 500 of 9,979")]
+    text = tables.markdown(rows)
+    assert "### cifar10, short budget\n" in text
+    assert "### cifar10, short budget, teacher mine (abc) on 40 images in photos\n" in text
+    assert "### cifar10, short budget, teacher cifar10_resnet20 on first 500 of 9,979\n" in text
+    assert "another teacher (93.89 % on cifar10)" in text
+    assert "paper:" not in tables.markdown(rows[1:2])
+    cifar100 = a_row(dataset="cifar100", teacher_name="pytorchcv:resnet20_cifar100")
+    assert tables.summaries([cifar100])[0].paper == 52.74
+    assert "another teacher (70.33 % on cifar100)" in tables.markdown([cifar100])
