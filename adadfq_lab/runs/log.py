@@ -17,6 +17,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
+
 from adadfq_lab.data.accuracy import Accuracy
 from adadfq_lab.errors import UserError
 from adadfq_lab.game.history import Record
@@ -89,7 +91,12 @@ def number(value: object) -> float | None:
 
 def numbers(values: object) -> list[float]:
     """The finite numbers in a list; none if it is not a list."""
-    return [found for value in values if (found := number(value)) is not None] if isinstance(values, list) else []
+    if not isinstance(values, list):
+        return []
+    if set(map(type, values)) == {float}:  # as in every line of a run
+        array = np.array(values)
+        return list(values) if bool((np.abs(array) < 1e15).all()) else array[np.abs(array) < 1e15].tolist()
+    return [found for value in values if (found := number(value)) is not None]
 
 
 # What a resumed run finds

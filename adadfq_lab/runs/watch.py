@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
+import numpy as np
+
 from adadfq_lab.errors import UserError, printable
 from adadfq_lab.machine.files import write_atomically
 from adadfq_lab.machine.reading import open_regular
@@ -111,7 +113,7 @@ def _accuracies(file: BinaryIO, start: int, end: int) -> list[dict[str, Any]]:
         filled = kept + count
         last = filled if start >= end else max(at, filled - _OBJECT)  # an object that may not be whole waits
         while (at := buffer.find(b"{", at, last)) >= 0:
-            if bytes(buffer[max(0, at - 20) : at]).rstrip().endswith(b'"accuracy":'):
+            if at and buffer[at - 1] != 10 and bytes(buffer[max(0, at - 20) : at]).rstrip().endswith(b'"accuracy":'):
                 measured = _measured(bytes(buffer[at : min(filled, at + _OBJECT)]))
                 found += [{"accuracy": measured}] if measured is not None else []
             at += 1
@@ -158,7 +160,7 @@ class Look:
     @classmethod
     def at(cls, line: dict[str, Any]) -> "Look":
         low, high = number(line.get("lower")), number(line.get("upper"))
-        h = numbers(line.get("h_prime")) if low is not None and high is not None else []
+        h = np.asarray(numbers(line.get("h_prime")) if low is not None and high is not None else [], np.float64)
         phase = line.get("phase")
         return cls(
             round=line["round"],
@@ -166,8 +168,8 @@ class Look:
             phase=printable(phase)[:20] if isinstance(phase, str) else "",
             agreement=number(line.get("agreement")),
             samples=len(h),
-            total=sum(h),
-            inside=sum(low <= v <= high for v in h) if low is not None and high is not None else 0,
+            total=float(h.sum()),
+            inside=int(((h >= low) & (h <= high)).sum()) if low is not None and high is not None else 0,
         )
 
 
