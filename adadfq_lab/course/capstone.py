@@ -111,7 +111,7 @@ class Capstone:
 
 
 def capstone(
-    rounds: int = 10, *, teacher: Teacher | None = None, data: ImageSet | None = None, bits: str = "3w3a", seed: int = 0
+    rounds: int = 6, *, teacher: Teacher | None = None, data: ImageSet | None = None, bits: str = "3w3a", seed: int = 0
 ) -> Capstone:
     """Plays `rounds` rounds of AdaDFQ twice, with your functions and with the library's, and compares them round by round.
 
@@ -129,9 +129,9 @@ def capstone(
     table = _Table(library, parts)
 
     def measured(student: Student) -> Accuracy:
-        return accuracy(student, data, lambda raw: teacher.normalize(raw).double())
+        return accuracy(student.float(), data, lambda raw: teacher.normalize(raw).float())  # float64 takes minutes here
 
-    before, played = measured(library.student), []
+    before, played = measured(copy.deepcopy(library.student)), []
     for _ in range(rounds):
         state = library.random.get_state()
         z, y = library.draw()
@@ -194,7 +194,7 @@ def _library_game(teacher: Teacher, parts: dict[str, Mine], bits: str, seed: int
         notes.append(
             "Your H' lets the gradient through its minimum, as the released code does; the library's game does so too."
         )
-    schedule = Schedule(batch=8, warmup=2, observe=2, student_lr=1e-3)
+    schedule = Schedule(batch=8, warmup=2, observe=2, student_lr=2e-4)
     game = Game(teacher, quantize(teacher, bits), adadfq(), seed=seed, schedule=schedule, fidelity=truth)
     for module in (game.teacher, game.student, game.generator):
         module.double()
@@ -293,8 +293,9 @@ def _borrowed_round(
     lab: Any = adadfq_lab
     x = G(z, y)
     z_p, statistics = P(x)
-    h_prime = lab.normalized_entropy(lab.disagreement_entropy(z_p, Q(x)), z_p.shape[1])
-    loss_g = lab.generator_objective(h_prime, lab.loss_balance(z_p, Q(x), y), lab.loss_bns(statistics), bounds)
+    z_q = Q(x)
+    h_prime = lab.normalized_entropy(lab.disagreement_entropy(z_p, z_q), z_p.shape[1])
+    loss_g = lab.generator_objective(h_prime, lab.loss_balance(z_p, z_q, y), lab.loss_bns(statistics), bounds)
     optimizer_g.zero_grad()
     loss_g.backward()
     optimizer_g.step()

@@ -310,7 +310,7 @@ lab.capstone()
 
 # %% [markdown]
 # *Read it:* a row for the first and last rounds, then which functions are yours. If all rounds are equal, you have written
-# AdaDFQ. If the games part, look at a function of yours that is only nearly right: ten rounds amplify a small difference.
+# AdaDFQ. If the games part, look at a function of yours that is only nearly right: a few rounds amplify a small difference.
 # What would change if Q stepped before G? In which round would it show?
 #
 # ## 7 · Measure it yourself (5 minutes)
