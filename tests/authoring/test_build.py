@@ -250,7 +250,7 @@ def test_setup_cell_names_a_kernel_without_the_package(monkeypatch):
 
 def test_setup_cells_install_what_colab_lacks():
     """Each dependency of the package is on Colab or installed by every setup cell; notebook 10 installs those of `export`."""
-    on_colab = {"numpy", "plotly", "torch", "torchvision", "tqdm", "filelock"}
+    on_colab = {"numpy", "pillow", "plotly", "torch", "torchvision", "tqdm", "filelock"}
     project = tomllib.loads((FOLDER.parent / "pyproject.toml").read_text())["project"]
     needed, export = (
         {re.split(r"[<>=]", one)[0] for one in ones}
