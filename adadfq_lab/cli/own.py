@@ -133,7 +133,7 @@ def _teacher(
         _note("--mean and --std are of pixels from 0 to 255; divided by 255")
     if not mean or not std:
         _note("without --mean and --std the network takes pixel values in [0, 1] as they are")
-    name = network.removesuffix(".py").replace("/", ".")
+    name = network.replace(".py:", ".").replace(":", ".").rpartition("/")[2]
     return wrap_teacher(built, input_shape=sides, classes=names, mean=mean or None, std=std or None, name=name)
 
 

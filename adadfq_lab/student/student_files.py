@@ -19,6 +19,7 @@ from adadfq_lab.student.quantizer import BitWidths
 from adadfq_lab.student.student import Quantization, Student
 from adadfq_lab.teacher.teacher import Teacher, TeacherInfo
 from adadfq_lab.teacher.teacher_files import SHIPPED, described, load_teacher, network_of
+from adadfq_lab.teacher.zoo import ZOO
 
 
 def save_student(student: Student, teacher: Teacher, path: Path, **extra: Any) -> str:
@@ -92,7 +93,7 @@ def _find_teacher(path: Path, info: TeacherInfo) -> Teacher:
     if own.exists():
         return load_teacher(str(own))
     name = info.name
-    known = name in SHIPPED or ":" in name
+    known = name in SHIPPED or name in ZOO
     if not known and config.exists():
         try:
             name = str(read_json(config)["teacher"])
