@@ -25,6 +25,7 @@ from adadfq_lab.student.student import Student
 
 COARSE_TIE = 0.05  # the same for 8-bit weights, whose convolutions may add their bias as an integer
 STRAY = 1e-4  # the share of codes that may differ by one without being a tie
+LAST, UNCUT = 1e-3, 1e-2  # of the largest logit: from the last codes on, and over a whole network that has no activations
 LOST = 0.25  # of the variance: how far a form that rounds more may be from Q
 
 
@@ -67,7 +68,11 @@ def trial(content: bytes, student: Student, steps: list[Operation], table: Integ
                 f"at activation {step.name} {share:.2g} % of the codes are others than the student's", codes, differing
             )
     own = reference[steps[-1].name]
-    far = float((logits - own).abs().max()) > 1e-3 * float(own.abs().max()) if exact else not _follows(own, logits)
+    far = (
+        float((logits - own).abs().max()) > (LAST if activations else UNCUT) * float(own.abs().max())
+        if exact
+        else not _follows(own, logits)
+    )
     return Trial("its logits, computed from the student's last codes, are others" if far else "", codes, differing)
 
 
