@@ -35,7 +35,7 @@ from torch import Tensor
 from adadfq_lab.errors import UserError
 
 Floor = Literal["batch", "batch_grad", "zero"]
-BnsReduction = Literal["sum", "mean"]
+BnsReduction = Literal["sum", "mean", "normalized"]
 KdReduction = Literal["batchmean", "mean"]
 Terms = dict[str, Tensor]
 """A loss as its summands, by name: `total` adds them up, the log keeps each."""
@@ -273,14 +273,16 @@ def loss_bns(statistics: Sequence[BatchStatistics], *, reduction: BnsReduction =
     The paper writes sigma and calls it the variance; so does the released code, and so do we.
 
     reduction: "sum" over channels and layers, as printed, or "mean" over the channels of each layer and over layers, as
-               released: smaller by the number of layers times each layer's width (for ResNet-20 by 336 to 1,344)
+               released: smaller by the number of layers times each layer's width (for ResNet-20 by 336 to 1,344), or
+               "normalized": the same mean of (mu^g - mu)^2 / v + (v^g - v)^2 / v^2 with v the running variance, so that it
+               does not depend on the scale of the teacher's activations (v counts as 1e-5 where it is less)
 
     Raises ValueError without a layer or where a layer's four are not of one shape (c,).
     """
     if not statistics:
         raise ValueError("L_BNS needs the statistics of at least one BatchNorm layer; this teacher has none")
-    if reduction not in ("sum", "mean"):
-        raise ValueError(f"reduction must be sum or mean, not {reduction!r}")
+    if reduction not in ("sum", "mean", "normalized"):
+        raise ValueError(f"reduction must be sum, mean or normalized, not {reduction!r}")
     for m, layer in enumerate(statistics):
         if len({tensor.shape for tensor in layer}) != 1 or layer.mean.ndim != 1:
             raise ValueError(f"BatchNorm layer {m} has statistics of shapes {[tuple(tensor.shape) for tensor in layer]}")
@@ -290,6 +292,9 @@ def loss_bns(statistics: Sequence[BatchStatistics], *, reduction: BnsReduction =
     squares = (seen - remembered).square()
     if reduction == "sum":
         return squares.sum()
+    if reduction == "normalized":
+        floors = [layer.running_var.clamp(min=1e-5) for layer in statistics]
+        squares = squares / torch.cat([tensor for v in floors for tensor in (v, v.square())])
     widths = [len(layer.mean) for layer in statistics]
     weights = torch.cat([remembered.new_full((2 * c,), 1 / (c * len(widths))) for c in widths])
     return (weights * squares).sum()

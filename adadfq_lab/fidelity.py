@@ -75,7 +75,8 @@ CHOICES: tuple[Choice, ...] = (
         corrected="sum",
         why="Eq. (11) sums over channels and layers; all code takes means over both. The sum weighs a channel of ResNet-20"
         " 336 to 1,344 times as much, at the same gamma = 1. CIFAR-10, 3w3a, AdaDFQ, 800 rounds, seed 0, on 2,000 training"
-        " images: 86.6 % summed, 71.1 % averaged, 85.0 % averaged with gamma = 10.",
+        " images: 86.6 % summed, 71.1 % averaged, 85.0 % averaged with gamma = 10. A third answer, `normalized`, divides by the"
+        " running variance first, for teachers whose activations are so large that the sum drowns every other term.",
     ),
     Choice(
         "kd_reduction",

@@ -538,7 +538,7 @@ def test_senseless_arguments_are_refused():
     layer = BatchStatistics(z[0], z[0], z[0], z[0])
     with pytest.raises(ValueError, match="batchmean or mean"):
         distillation(z, z, reduction="sum")
-    with pytest.raises(ValueError, match="sum or mean"):
+    with pytest.raises(ValueError, match="sum, mean or normalized"):
         loss_bns([layer], reduction="batchmean")
     with pytest.raises(ValueError, match="at least one BatchNorm layer"):
         loss_bns([])

@@ -45,7 +45,7 @@ def accuracy(network: nn.Module, data: ImageSet, normalize: Callable[[Tensor], T
            takes ten times as many
 
     A student's activation ranges stay as they are: what is measured must not calibrate. Raises UserError for images without
-    labels.
+    labels, and for a student whose ranges have seen no images: it would score chance.
     """
     if not data.labelled:
         raise UserError(f"accuracy takes labels, which {data.name} has not; sort the images into one folder a class")
@@ -76,6 +76,8 @@ def _predictions(
     network: nn.Module, data: ImageSet, normalize: Callable[[Tensor], Tensor], batch: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """(predicted classes, labels), a batch at a time, in eval mode."""
+    if line := getattr(network, "unobserved", ""):  # a student has it
+        raise UserError(line)
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     pixels = math.prod(data.images.shape[2:])
     most = 10 if device.type == "cuda" else 1

@@ -130,6 +130,7 @@ class Game(Interruptible):
         counts = {name: logits.shape[-1] for name, logits in z.items()} | {"the teacher's class list": self.classes}
         if len(set(counts.values())) != 1:
             raise UserError("the numbers of classes disagree: " + ", ".join(f"{k} has {v}" for k, v in counts.items()))
+        self.observed_teacher.compare(self.teacher)
 
     # One round
 

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from adadfq_lab.errors import UserError
+from adadfq_lab.student.grids import grid_source
 from adadfq_lab.student.layers import QuantConv2d, QuantLayer
 from adadfq_lab.student.quantizer import QuantActivation, codes, quant_range
-from adadfq_lab.student.student import Student, grid_source
+from adadfq_lab.student.student import Student
 
 LARGEST_INPUT = 255  # q_x - zero_point_x never exceeds it, at 8 bits
 

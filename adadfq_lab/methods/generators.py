@@ -13,8 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adadfq_lab.errors import UserError
-
 
 def _doubling(k: int) -> Tensor:
     """`(k + 1, k)`, rows: taps of the kernel on the small row, columns: of the kernel on the doubled one; the first is the
@@ -87,11 +85,18 @@ class Generator(nn.Module):
 
 
 def quarter(shape: tuple[int, int, int]) -> tuple[int, int]:
-    """(H/4, W/4) of images (C, H, W): the map that a generator doubles twice. Raises UserError where sides do not divide."""
+    """(H/4, W/4) of images (C, H, W), rounded up: the map that a generator doubles twice."""
     _, height, width = shape
-    if height % 4 or width % 4:
-        raise UserError(f"the generator doubles its map twice, so images of {height}x{width} must have sides divisible by 4")
-    return height // 4, width // 4
+    return -(-height // 4), -(-width // 4)
+
+
+def cropped(x: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """The middle H x W of `x` `(N, C, ...)`: sides that 4 does not divide are made larger, then cut."""
+    _, height, width = shape
+    if x.shape[2:] == (height, width):
+        return x
+    top, left = (x.shape[2] - height) // 2, (x.shape[3] - width) // 2
+    return x[:, :, top : top + height, left : left + width]
 
 
 class LabelGenerator(Generator):
@@ -103,7 +108,7 @@ class LabelGenerator(Generator):
     def __init__(self, classes: int, shape: tuple[int, int, int], *, latent: int = 100, eps: float = 1e-5) -> None:
         super().__init__()
         self.latent = latent
-        self.base = quarter(shape)
+        self.shape, self.base = shape, quarter(shape)
         self.label: nn.Module = nn.Embedding(classes, latent)
         self.linear = nn.Linear(latent, 128 * self.base[0] * self.base[1])
         self.norm0 = nn.BatchNorm2d(128)
@@ -116,7 +121,7 @@ class LabelGenerator(Generator):
         x = self.linear(self.label(y) * z).view(len(z), 128, *self.base).contiguous(memory_format=torch.channels_last)
         x = F.leaky_relu(self.norm1(self.up1(self.norm0(x))), 0.2, inplace=True)
         x = F.leaky_relu(self.norm2(self.up2(x)), 0.2, inplace=True)
-        images: Tensor = self.standardize(torch.tanh(self.image(x)))
+        images: Tensor = self.standardize(torch.tanh(self.image(cropped(x, self.shape))))
         return images
 
 
@@ -141,7 +146,7 @@ class ClassNormGenerator(Generator):
     def __init__(self, classes: int, shape: tuple[int, int, int], *, latent: int = 100, eps: float = 1e-5) -> None:
         super().__init__()
         self.latent = latent
-        self.base = quarter(shape)
+        self.shape, self.base = shape, quarter(shape)
         self.linear = nn.Linear(latent, 128 * self.base[0] * self.base[1])
         self.norm0 = ConditionalBatchNorm2d(128, classes, 1e-5)
         self.up1, self.norm1 = UpsampleConv2d(128, 128), ConditionalBatchNorm2d(128, classes, eps)
@@ -153,7 +158,7 @@ class ClassNormGenerator(Generator):
         x = self.linear(z).view(len(z), 128, *self.base).contiguous(memory_format=torch.channels_last)
         x = F.leaky_relu(self.norm1(self.up1(self.norm0(x, y)), y), 0.2, inplace=True)
         x = F.leaky_relu(self.norm2(self.up2(x), y), 0.2, inplace=True)
-        images: Tensor = self.standardize(torch.tanh(self.image(x)))
+        images: Tensor = self.standardize(torch.tanh(self.image(cropped(x, self.shape))))
         return images
 
 

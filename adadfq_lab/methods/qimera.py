@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from adadfq_lab.errors import UserError
 from adadfq_lab.fidelity import Fidelity
 from adadfq_lab.methods.gdfq import generator_loss, student_loss
-from adadfq_lab.methods.generators import Generator, UpsampleConv2d, quarter
+from adadfq_lab.methods.generators import Generator, UpsampleConv2d, cropped, quarter
 from adadfq_lab.methods.method import Method, noise_and_label
 from adadfq_lab.teacher.teacher import Teacher
 
@@ -118,7 +118,7 @@ class SuperposedGenerator(Generator):
         def batch_norm(channels: int, eps: float) -> nn.Module:
             return MixedBatchNorm2d(channels, classes, eps, mix) if max(shape[1:]) > 64 else PlainBatchNorm2d(channels, eps)
 
-        self.latent, self.classes, self.base = latent, classes, quarter(shape)
+        self.latent, self.classes, self.shape, self.base = latent, classes, shape, quarter(shape)
         self.embedding = SuperposedEmbedding(classes, latent, noise=noise, norm=norm)
         self.mapping = nn.Linear(latent, 100) if dm else nn.Identity()
         self.linear = nn.Linear(100 if dm else latent, 128 * self.base[0] * self.base[1])
@@ -135,7 +135,7 @@ class SuperposedGenerator(Generator):
         x = x.view(len(z), 128, *self.base).contiguous(memory_format=torch.channels_last)
         x = F.leaky_relu(self.norm1(self.up1(self.norm0(x, y, slots)), y, slots), 0.2, inplace=True)
         x = F.leaky_relu(self.norm2(self.up2(x), y, slots), 0.2, inplace=True)
-        images: Tensor = self.standardize(torch.tanh(self.image(x)))
+        images: Tensor = self.standardize(torch.tanh(self.image(cropped(x, self.shape))))
         return images
 
 

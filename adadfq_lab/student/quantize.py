@@ -3,7 +3,6 @@
 Every convolution and linear layer is replaced by its quantized form, every ReLU by one that quantizes its output, and an input
 that no ReLU has put on a grid gets a quantizer of its own."""
 
-import copy
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from adadfq_lab.student.layers import quantized_layer
 from adadfq_lab.student.quantizer import BitWidths, QuantActivation, RangeRule, Ste, ZeroPoint
 from adadfq_lab.student.student import Quantization, Student, _float_inputs
 from adadfq_lab.teacher.teacher import Teacher
-from adadfq_lab.teacher.tracing import _relu_kind, traced
+from adadfq_lab.teacher.tracing import relu_kind, traced
 
 
 @usual_torch()
@@ -28,6 +27,7 @@ def quantize(
     zero_point: ZeroPoint = "rounded",
     every_input: bool = False,
     learned: bool = False,
+    input_shape: tuple[int, ...] | None = None,
 ) -> Student:
     """A fake-quantised copy of `network` (a Teacher or any traceable module); the network itself is not touched.
 
@@ -38,14 +38,21 @@ def quantize(
     every_input: also quantise the inputs of layers that no ReLU precedes: the image, the pooled vector, MobileNetV2's linear
                  bottlenecks and residual sums. Off by default, as in the paper's line of work.
     learned:     the scales of weights and activations are parameters, see `Student.learn_ranges`
+    input_shape: (C, H, W) of the images that a bare network takes; None to try the usual ones. A Teacher knows its own.
 
-    Raises UserError where it is no network, cannot be traced (which module, and why) or has nothing to quantise.
+    Before anything is quantised, the trace is compared with the untouched network on a random batch (see `tracing`).
+
+    Raises UserError if it is not a network, is a student already, cannot be traced (which module, and why), is not what its
+    trace computes (which module differs first), or has nothing to quantise.
     """
     widths = BitWidths.parse(bits) if isinstance(bits, str) else bits
     inner = network.network if isinstance(network, Teacher) else network
     if not isinstance(inner, nn.Module):
         raise UserError(f"quantize takes a network, a torch.nn.Module, not {inner!r}")
-    module = traced(copy.deepcopy(inner).eval().requires_grad_(True))
+    if isinstance(inner, Student):
+        raise UserError(f"this is a student already, quantised to {inner.bits}; quantize takes the network it was made from")
+    shape = network.info.input_shape if isinstance(network, Teacher) else input_shape
+    module = traced(inner, shape).requires_grad_(True)
     _replace_relus(module, widths.activations, rule, ste)
     count = _replace_layers(module, widths, ste, zero_point)
     if not count:
@@ -65,7 +72,7 @@ def _replace_relus(module: fx.GraphModule, bits: int, rule: RangeRule, ste: Ste)
     """Each ReLU *site* gets a quantiser of its own, also where one ReLU module serves several."""
     modules = dict(module.named_modules())
     for node in list(module.graph.nodes):
-        if kind := _relu_kind(node, modules):
+        if kind := relu_kind(node, modules):
             _insert(
                 module,
                 node,
@@ -95,9 +102,8 @@ def _replace_layers(module: fx.GraphModule, bits: BitWidths, ste: Ste, zero_poin
     count = 0
     for target, nodes in calls.items():
         layer = modules[target]
-        if type(layer) not in (nn.Conv2d, nn.Linear):
+        if not isinstance(layer, nn.Conv2d | nn.Linear):  # or a subclass with its forward: see `tracing`
             continue
-        assert isinstance(layer, nn.Conv2d | nn.Linear)
         bn: nn.BatchNorm2d | None = None
         users = list(nodes[0].users)
         if len(nodes) == 1 and len(users) == 1 and users[0].op == "call_module":
@@ -107,6 +113,9 @@ def _replace_layers(module: fx.GraphModule, bits: BitWidths, ste: Ste, zero_poin
                 users[0].replace_all_uses_with(nodes[0])
                 module.graph.erase_node(users[0])
                 module.delete_submodule(str(users[0].target))
+                for node in module.graph.nodes:  # a forward may read the weight of its batch norm as well
+                    if node.op == "get_attr" and str(node.target).startswith(f"{users[0].target}."):
+                        node.target = f"{target}.bn.{str(node.target).rpartition('.')[2]}"
         for node in nodes:
             node.args, node.kwargs = (node.all_input_nodes[0],), {}
         module.add_submodule(target, quantized_layer(layer, bn, bits, ste, zero_point))

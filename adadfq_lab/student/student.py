@@ -13,21 +13,23 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from adadfq_lab.machine.locks import Turns
+from adadfq_lab.student.grids import grid_source
 from adadfq_lab.student.layers import QuantConv2d, QuantLayer
 from adadfq_lab.student.quantizer import BitWidths, QuantActivation, RangeRule, Ste, ZeroPoint
 
-# Tensors that pass through these keep their grid: each output is one of the inputs, or the input is laid out anew.
-KEEPS_GRID = (nn.MaxPool2d, nn.Identity, nn.Dropout, nn.Dropout2d, nn.Flatten)
-KEEPS_GRID_FUNCTIONS = (torch.flatten, F.max_pool2d, F.dropout)
-KEEPS_GRID_METHODS = ("flatten", "view", "reshape", "contiguous")
-# Products that a network computes without a layer: seen, named in the report, left in float.
+# Products of two tensors that the images change, or of weights that no layer holds: named in the report, left in float.
 PRODUCTS = {
     F.conv1d: "F.conv1d",
     F.conv2d: "F.conv2d",
+    F.conv3d: "F.conv3d",
+    F.conv_transpose2d: "F.conv_transpose2d",
     F.linear: "F.linear",
+    F.bilinear: "F.bilinear",
+    F.scaled_dot_product_attention: "F.scaled_dot_product_attention",
     torch.matmul: "matmul",
     operator.matmul: "matmul",
     torch.bmm: "bmm",
+    torch.baddbmm: "baddbmm",
     torch.einsum: "einsum",
 }
 
@@ -155,58 +157,83 @@ class Student(nn.Module):
                 for norm, training, tracks in before:
                     norm.training, norm.track_running_stats = training, tracks
 
+    @property
+    def unobserved(self) -> str:
+        """One line if activation ranges have seen no images, so that Q computes nothing of use yet; "" otherwise."""
+        seen = [
+            bool(module.range.batches) for module in self.activations().values() if module.range.batches.device.type != "meta"
+        ]
+        if all(seen):
+            return ""
+        return (
+            f"{seen.count(False)} of {len(seen)} activation ranges of this student have seen no images, so its logits mean "
+            "nothing yet: play a game, or call it on images first"
+        )
+
     def left_float(self) -> list[str]:
-        """What still computes on floats that are on no grid, one phrase each."""
+        """What still computes on floats that are on no grid, one phrase each: layers, weights, products, layer inputs."""
+        return [*self._float_weights(), *(f"input of {name} ({source})" for name, source in _float_inputs(self.graph))]
+
+    def _float_weights(self) -> dict[str, int]:
+        """What computes with float weights, or multiplies tensors in float: a phrase each, and how many weights it has."""
         modules = dict(self.graph.named_modules())
-        left = []
+        left: dict[str, int] = {}
         for node in self.graph.graph.nodes:
             module = modules.get(str(node.target)) if node.op == "call_module" else None
-            if module is not None and not isinstance(module, QuantLayer | QuantActivation | nn.BatchNorm2d):
-                if any(True for _ in module.parameters()):
-                    left.append(f"{node.target} ({type(module).__name__})")
+            if module is not None and not isinstance(module, QuantLayer | QuantActivation | nn.BatchNorm2d | nn.BatchNorm1d):
+                if count := sum(p.numel() for p in module.parameters()):
+                    left[f"{node.target} ({type(module).__name__})"] = count
+            elif node.op == "get_attr" and (count := _matrix(self.graph, str(node.target))):
+                users = {getattr(user.target, "__name__", str(user.target)) for user in node.users}
+                left[f"{node.target} (weights of {', '.join(sorted(users))})"] = count
             elif node.op == "call_function" and node.target in PRODUCTS:
-                left.append(f"{node.name} ({PRODUCTS[node.target]} with weights of its own)")
+                left[f"{node.name} ({PRODUCTS[node.target]} outside a layer)"] = 0
             elif node.op == "call_method" and node.target in ("matmul", "bmm"):
-                left.append(f"{node.name} (Tensor.{node.target})")
-        for name, source in _float_inputs(self.graph):
-            left.append(f"input of {name} ({source})")
+                left[f"{node.name} (Tensor.{node.target})"] = 0
         return left
 
     def report(self) -> str:
-        """What was quantised, to how many bits, and what was not; a few lines of text."""
+        """What was quantised, to how many bits, and what was not; a few lines of text. What limits it most comes first."""
         layers, activations = self.layers(), self.activations()
         learned = ", scales learned" if self.quantization.learned else ""
         weights = sum(layer.weight.numel() for layer in layers.values())
         convs = sum(isinstance(layer, QuantConv2d) for layer in layers.values())
-        left = self.left_float()
+        left, inputs = self._float_weights(), _float_inputs(self.graph)
+        remain = sum(left.values())
+        first = []
+        if remain > weights:
+            share = 100 * weights / (weights + remain)
+            first.append(f"MOST WEIGHTS STAY FLOAT: {share:.0f} % are quantised, {weights:,} of {weights + remain:,}")
+        if 2 * len(inputs) > len(layers) > 4:
+            first.append(
+                f"MOST INPUTS STAY FLOAT: those of {len(inputs)} of {len(layers)} layers, which no ReLU precedes; "
+                "every_input=True quantises them"
+            )
+        if self.unobserved:
+            first.append("ACTIVATION RANGES HAVE SEEN NO IMAGES YET: play a game, or call the student on images")
         return "\n".join(
             [
+                *first,
                 f"{self.bits}: {len(layers)} layers ({convs} convolutions, {len(layers) - convs} linear), "
                 f"{weights:,} weights of {self.bits.weights} bits per output channel{learned}",
                 f"{len(activations)} activation quantisers of {self.bits.activations} bits per tensor, after each ReLU or ReLU6"
                 + (" and on every other layer input" if any(a.relu == "none" for a in activations.values()) else "")
                 + learned,
-                "left in float: biases, batch norm" + "".join(f", {item}" for item in left),
+                "left in float: biases, batch norm" + "".join(f", {item}" for item in self.left_float()),
             ]
         )
 
 
-def grid_source(node: fx.Node, modules: dict[str, nn.Module]) -> fx.Node:
-    """The node whose grid the tensor of `node` lies on, back through operations that keep a grid."""
-    while node.args and isinstance(node.args[0], fx.Node):
-        keeps = (
-            (node.op == "call_module" and isinstance(modules.get(str(node.target)), KEEPS_GRID))
-            or (node.op == "call_function" and node.target in KEEPS_GRID_FUNCTIONS)
-            or (node.op == "call_method" and node.target in KEEPS_GRID_METHODS)
-        )
-        if not keeps:
-            break
-        node = node.args[0]
-    return node
+def _matrix(graph: fx.GraphModule, target: str) -> int:
+    """How many weights the parameter `target` has; 0 for a buffer, and for one number a channel, such as a scale."""
+    owner, _, name = target.rpartition(".")
+    value = getattr(graph.get_submodule(owner), name)
+    wide = isinstance(value, nn.Parameter) and sum(size > 1 for size in value.shape) > 1
+    return value.numel() if wide else 0
 
 
 def _float_inputs(module: fx.GraphModule) -> list[tuple[str, str]]:
-    """(layer, source node) for every quantised layer whose input lies on no grid."""
+    """(layer, source node) for every quantised layer whose input lies on no grid, or on several."""
     modules = dict(module.named_modules())
     found = []
     for node in module.graph.nodes:

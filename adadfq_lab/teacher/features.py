@@ -24,7 +24,7 @@ def stages(teacher: Teacher) -> tuple[str, ...]:
 
     Raises UserError for a network without a ReLU on feature maps.
     """
-    graph = traced(teacher.network)
+    graph = traced(teacher.network, teacher.info.input_shape)
     names = tuple(node.name for node in relu_sites(graph))
     like = next(teacher.parameters())
     with torch.no_grad():
@@ -51,7 +51,7 @@ def with_features(module: fx.GraphModule, places: tuple[str, ...]) -> fx.GraphMo
 def pooled_features(teacher: Teacher) -> tuple[Callable[[Tensor], Tensor], int]:
     """From images to the mean over places of the last stage's features `(N, D)`, by which most networks classify; and D."""
     last = stages(teacher)[-1:]
-    network = with_features(traced(teacher.network), last)
+    network = with_features(traced(teacher.network, teacher.info.input_shape), last)
 
     def features(x: Tensor) -> Tensor:
         maps: Tensor = network(x)[1][0]

@@ -4,16 +4,16 @@ A frozen batch norm in eval mode is a u + b per channel; its input's mean and va
 backward that serves the value and both statistics. No hooks, no lists that grow.
 """
 
-import copy
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.autograd.function import once_differentiable
 
 from adadfq_lab.equations import BatchStatistics
 from adadfq_lab.errors import UserError
 from adadfq_lab.machine.distributed import gather, parts
+from adadfq_lab.teacher.checking import close
 from adadfq_lab.teacher.features import with_features
 from adadfq_lab.teacher.teacher import Teacher
 from adadfq_lab.teacher.tracing import traced
@@ -76,33 +76,33 @@ class MomentsBatchNorm(nn.Module):
 
 
 class WithStatistics(nn.Module):
-    """A frozen network that returns `(logits, statistics)`, one `BatchStatistics` per batch norm.
+    """A frozen network that returns `(logits, statistics)`, one `BatchStatistics` for each call of a batch norm.
 
     stages: places whose features `look` returns too, see `features.stages`
 
-    Shares nothing that changes with `network`: the network is frozen, and its batch norms are replaced in a copy.
-    Raises UserError for a network without batch norm, since Eq. (11) is what ties the images to the training data.
+    Computed on a trace of a copy of `network`, so that a batch norm with an activation inside, one written as F.batch_norm
+    and one called twice are each what they are; the network itself is not touched.
+
+    Raises UserError for a network that cannot be traced, and for one without a batch norm with running statistics, since
+    Eq. (11) is what ties the images to the training data.
     """
 
     def __init__(self, network: nn.Module, stages: tuple[str, ...] = ()) -> None:
         super().__init__()
         inner = network.network if isinstance(network, Teacher) else network
-        self.network = copy.deepcopy(inner).eval().requires_grad_(False)
+        shape = network.info.input_shape if isinstance(network, Teacher) else None
+        module = traced(inner, shape).requires_grad_(False)
         self.stages = stages
-        if stages:
-            self.network = with_features(traced(self.network), stages)
-        self._norms: list[MomentsBatchNorm] = []
-        for parent in list(self.network.modules()):
-            for name, child in list(parent.named_children()):
-                if isinstance(child, _NORMS):
-                    norm = MomentsBatchNorm(child)
-                    setattr(parent, name, norm)
-                    self._norms.append(norm)
-        if not self._norms:
+        norms = _replace_norms(module, _tree_order(inner))
+        if not norms:
+            some = any(isinstance(m, _NORMS) for m in inner.modules())
+            why = "keeps no running statistics" if some else "has no batch norm"
             raise UserError(
-                f"{type(inner).__name__} has no batch norm, so nothing remembers its training data; "
-                "data-free quantization by Eq. (11) needs a teacher with BatchNorm layers"
+                f"{type(inner).__name__} {why}, so nothing remembers its training data; "
+                "data-free quantization by Eq. (11) needs a teacher with BatchNorm layers that track running statistics"
             )
+        self.network = with_features(module, stages) if stages else module
+        self._norms = norms
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[BatchStatistics]]:
         logits, statistics, _ = self.look(x)
@@ -115,6 +115,48 @@ class WithStatistics(nn.Module):
         for norm in self._norms:
             norm.moments = None
         return logits, merged(statistics), features
+
+    @torch.no_grad()
+    def compare(self, teacher: Teacher) -> None:
+        """Raises UserError if the logits of `teacher` on two random images are not these, rounding apart."""
+        like = next(teacher.parameters(), teacher.mean)
+        x = torch.randn(2, *teacher.info.input_shape, generator=torch.Generator().manual_seed(0), dtype=like.dtype).to(
+            like.device
+        )
+        x = x.contiguous(memory_format=torch.channels_last)
+        if not close(self(x)[0], teacher(x)):
+            raise UserError(
+                f"the teacher as the game observes it gives other logits than {teacher.info.name} itself; its batch norms "
+                "cannot be followed: replace what is not a plain nn.BatchNorm"
+            )
+
+
+def _tree_order(network: nn.Module) -> dict[str, int]:
+    """The place of each module among all, parents' children before grandchildren: the order in which statistics are added."""
+    names = [f"{p}.{c}".lstrip(".") for p, parent in network.named_modules() for c, _ in parent.named_children()]
+    return {name: i for i, name in enumerate(names)}
+
+
+def _replace_norms(module: fx.GraphModule, order: dict[str, int]) -> list[MomentsBatchNorm]:
+    """Puts a `MomentsBatchNorm` at every call of a batch norm with running statistics; returns them in this order.
+
+    A batch norm called twice becomes two, each with the statistics of its own call.
+    """
+    modules = dict(module.named_modules(remove_duplicate=False))
+    read = {str(node.target).rpartition(".")[0] for node in module.graph.nodes if node.op == "get_attr"}
+    found: dict[str, MomentsBatchNorm] = {}
+    for node in module.graph.nodes:
+        norm = modules.get(str(node.target)) if node.op == "call_module" else None
+        if not isinstance(norm, _NORMS) or norm.running_mean is None or norm.running_var is None:
+            continue
+        name = str(node.target)
+        while name in found or name in read:  # a forward may read the weight of a batch norm: it stays where it is
+            name += "_again"
+        found[name] = MomentsBatchNorm(norm)
+        module.add_submodule(name, found[name])
+        node.target = name
+    module.recompile()
+    return [found[name] for name in sorted(found, key=lambda n: order.get(n.removesuffix("_again"), len(order)))]
 
 
 def merged(statistics: list[BatchStatistics]) -> list[BatchStatistics]:

@@ -397,6 +397,7 @@ class LeftFloat(Odd):
         x = self.group_norm(self.transposed(F.relu(self.conv(x))))
         x = F.conv2d(x, self.own[:, :, None, None])
         tokens = x.flatten(2).transpose(1, 2) @ self.own
+        tokens = tokens @ (tokens.transpose(1, 2) @ tokens) / SIDE**2
         tokens = self.attention(tokens, tokens, tokens)[0]
         return tokens.transpose(1, 2).unflatten(2, (SIDE, SIDE))
 

@@ -5,7 +5,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from adadfq_lab.errors import UserError
 from adadfq_lab.methods.generators import (
     ClassNormGenerator,
     ConditionalBatchNorm2d,
@@ -13,6 +12,7 @@ from adadfq_lab.methods.generators import (
     LabelGenerator,
     UpsampleConv2d,
     conditional_generator,
+    cropped,
 )
 
 
@@ -59,9 +59,9 @@ def test_doubling_convolution_stores_the_kernel_it_stands_for():
 
 
 @pytest.mark.parametrize("kind", [LabelGenerator, ClassNormGenerator])
-@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 28, 28), (4, 8, 20)])
+@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 28, 28), (4, 8, 20), (3, 30, 33), (1, 5, 7)])
 def test_a_batch_of_images_has_zero_mean_and_unit_variance(kind, shape, generator):
-    """Images are (N, C, H, W) for any C and any sides divisible by 4; each channel of a batch has mean 0 and variance 1."""
+    """Images are (N, C, H, W) for any C and any sides; each channel of a batch has mean 0 and variance 1."""
     torch.manual_seed(0)
     images = kind(7, shape)(torch.randn(16, 100, generator=generator), torch.arange(16) % 7)
     assert images.shape == (16, *shape)
@@ -120,11 +120,12 @@ def test_eps_is_that_of_the_two_inner_batch_norms(kind):
     assert set(found.values()) == {0.8, 1e-5}
 
 
-@pytest.mark.parametrize("shape", [(3, 30, 32), (3, 32, 30), (1, 225, 225)])
-def test_sides_not_divisible_by_four_are_refused(shape):
-    """Two doublings make multiples of four: anything else is one line that gives the sides."""
-    with pytest.raises(UserError, match=f"{shape[1]}x{shape[2]} must have sides divisible by 4"):
-        conditional_generator(10, shape)
+def test_sides_that_four_does_not_divide_are_the_middle_of_larger_ones(generator):
+    """30 x 33 images are cut from 32 x 36 maps: one row above and below, one column left and two right."""
+    x = torch.randn(2, 3, 32, 36, generator=generator)
+    assert torch.equal(cropped(x, (3, 30, 33)), x[:, :, 1:31, 1:34])
+    assert cropped(x, (3, 32, 36)) is x
+    assert conditional_generator(10, (1, 225, 299)).base == (57, 75)
 
 
 def test_label_generator_up_to_64_pixels():

@@ -2,6 +2,7 @@
 
 import copy
 import threading
+from typing import ClassVar
 
 import pytest
 import torch
@@ -205,21 +206,23 @@ def test_student_of_many_bits_is_torchvisions_network(build, generator):
 
 
 def test_what_stays_float_is_named():
-    """A transposed convolution, group norm, attention, F.conv2d and a matrix product are not quantised; the report says so."""
+    """A transposed convolution, group norm, attention and products of activations are not quantised, and the report says so."""
     student = quantize(LeftFloat(), "3w3a")
     left = student.left_float()
     for phrase in (
         "transposed (ConvTranspose2d)",
         "group_norm (GroupNorm)",
         "attention (MultiheadAttention)",
-        "conv2d (F.conv2d with weights of its own)",
-        "matmul (matmul with weights of its own)",
+        "input of conv2d (group_norm)",
+        "matmul_1 (matmul outside a layer)",
+        "matmul_2 (matmul outside a layer)",
+        "input of matmul (conv2d)",
         "input of conv (x)",
         "input of linear (mean)",
     ):
         assert phrase in left
         assert phrase in student.report()
-    assert len(left) == 7
+    assert len(left) == 9
 
 
 # Nearness
@@ -372,10 +375,11 @@ def test_a_bad_bit_string_is_refused(bits):
 class Crossroads(nn.Module):
     """Between its layers it waits for another thread, which runs the same layers."""
 
+    met: ClassVar[list[Tensor]] = []  # of the class: the copy that is traced notes it here too
+
     def __init__(self) -> None:
         super().__init__()
         self.conv, self.bn, self.scale = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Parameter(torch.ones(()))
-        self.met: list[Tensor] = []
 
     def body(self, x: Tensor) -> Tensor:
         return torch.relu(self.bn(self.conv(x)) * self.scale)
@@ -393,5 +397,6 @@ def test_what_another_thread_computes_meanwhile_is_not_traced():
     network = Crossroads().eval()
     graph = traced(network).graph
     assert [str(node.target) for node in graph.nodes if node.op == "call_module"] == ["conv", "bn"]
-    (met,) = network.met
-    torch.testing.assert_close(met, network.body(torch.ones(1, 3, 8, 8)))
+    assert len(network.met) >= 2  # when it was run to be compared, and when it was traced
+    for met in network.met:
+        torch.testing.assert_close(met, network.body(torch.ones(1, 3, 8, 8)))
