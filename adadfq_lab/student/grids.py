@@ -36,6 +36,7 @@ def grid_source(node: fx.Node, modules: dict[str, nn.Module]) -> fx.Node:
     while True:
         if node.op == "call_function" and node.target in JOINS:
             parts = node.args[0] if node.args else node.kwargs.get("tensors", ())
+            parts = [parts] if isinstance(parts, fx.Node) else parts  # the tuple that chunk or split gave
             sources = {grid_source(part, modules) for part in parts if isinstance(part, fx.Node)}  # type: ignore[union-attr]
             if len(sources) != 1:
                 return node

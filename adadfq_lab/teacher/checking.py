@@ -18,7 +18,8 @@ from adadfq_lab.teacher.plain import copied
 
 TOLERANCE = 1e-3
 """Largest difference, as a part of the largest value, that rounding may explain."""
-SIDES = (32, 28, 64, 224, 8, 16, 96, 128, 256, 299)
+SIDES = tuple(dict.fromkeys((32, 28, 64, 224, *range(4, 65), 96, 112, 128, 160, 192, 240, 256, 299, 331, 384)))
+"""Of square images, in the order in which they are tried if nothing else is known."""
 BATCH = 2
 
 
@@ -33,7 +34,7 @@ class Reference:
         self.network = copied(network)
         self.outputs: dict[str, list[Any]] = {}
         self.x: Tensor | None = None
-        self.problem = "it has no layers"
+        self.problem = ""
         if any(t.dtype in (torch.float16, torch.bfloat16) for t in self.network.state_dict().values()):
             self.network.float()
         like = next((t for t in self.network.state_dict().values() if t.is_floating_point()), torch.zeros(()))
@@ -42,7 +43,7 @@ class Reference:
             try:
                 self.logits = self._run(x)
             except Exception as error:  # whatever foreign code raises
-                self.problem = first_line(error)
+                self.problem = self.problem or first_line(error)
                 if shape is not None and not isinstance(error, NotImplementedError):
                     raise UserError(f"{self.name} does not take images of shape {shape}: {self.problem}") from error
                 continue

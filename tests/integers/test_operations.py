@@ -43,13 +43,6 @@ def student(f: Callable[..., Tensor], bits: str = "6w6a") -> Student:
     return Q
 
 
-def overwritten(m: nn.Module, x: Tensor) -> Tensor:
-    y = x * 1
-    y[:, :4].mul_(2)
-    y.view(-1, 8, 16)[:, 5:].neg_()
-    return y
-
-
 SPELLINGS: dict[str, Callable[..., Tensor]] = {
     "max of two": lambda m, x: torch.max(x, x.flip(3)),
     "max over channels": lambda m, x: torch.max(x, 1, keepdim=True)[0],
@@ -98,7 +91,6 @@ SPELLINGS: dict[str, Callable[..., Tensor]] = {
     "batch norm": lambda m, x: m.norm(F.avg_pool2d(x, 2)),
     "batch norm by hand": lambda m, x: F.batch_norm(x, m.norm.running_mean + 0.1, m.norm.running_var * 2, eps=1e-3),
     "layer norm": lambda m, x: F.layer_norm(x.permute(0, 2, 3, 1), (8,), m.scale),
-    "overwritten": overwritten,
     "constant made in forward": lambda m, x: x + torch.ones_like(x) + torch.arange(4.0),
 }
 
