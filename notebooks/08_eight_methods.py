@@ -1,7 +1,7 @@
 # ---
 # jupyter:
 #   adadfq_lab:
-#     built: 509e58a3615d5832
+#     built: 2328a13626123536
 #   kernelspec:
 #     display_name: Python 3 (ipykernel)
 #     language: python
@@ -313,9 +313,11 @@ for one in lab.tables.summaries([row for row in rows if row.dataset == "cifar10"
 # the paper's after a few percent of its updates says that the budget was not what the task needed.
 #
 # **Copied cells.** Table 2 marks with † what its authors ran again; other cells are copied from other papers, with other
-# quantizers, budgets and best epochs. IntraQ's 77.07 there (CIFAR-10, 3 bits) came out as 72.70 for a reader who asked its
-# authors about it; ZAQ's numbers could not be reproduced by the authors of two other methods, and its released code sets its
-# activation ranges on test images. A column is as good as its worst cell.
+# quantizers, budgets and best epochs. A user of IntraQ reports 72.70 with its released code where the table has 77.07
+# (CIFAR-10, 3 bits; [IntraQ issue 3](https://github.com/zysxmu/IntraQ/issues/3)); the authors of IntraQ and of AIT write that
+# they could not reproduce ZAQ ([IntraQ issue 4](https://github.com/zysxmu/IntraQ/issues/4), [AIT issue
+# 3](https://github.com/iamkanghyunchoi/ait/issues/3)), and its released code sets its activation ranges on test images. A
+# column is as good as its worst cell.
 #
 # ## 6 · A ninth method (14 minutes)
 # AdaDFQ measures disagreement against the least in its batch (01, section 5), so its band has no scale of its own. Here is a

@@ -1,7 +1,7 @@
 # ---
 # jupyter:
 #   adadfq_lab:
-#     built: 126de52f952cd32c
+#     built: b774ada5ff8c9150
 #   kernelspec:
 #     display_name: Python 3 (ipykernel)
 #     language: python
@@ -61,6 +61,7 @@ lab.check_env()
 # A recipe is a method on a cell of Table 2, with what its authors set for it: fifteen for AdaDFQ.
 
 # %%
+import contextlib
 import tempfile
 from pathlib import Path
 
@@ -237,6 +238,9 @@ live.then(reading)
 # the middle of it.
 
 # %%
+with contextlib.suppress(TimeoutError):
+    if live.state == "running":
+        live.wait(2 if lab.fast() else 60)  # Run All lets it play for a minute; Stop goes on at once
 live.stop()
 config = lab.recipes.shortened(config, 8 if lab.fast() else min(config.rounds, 40))
 folder = Path(tempfile.mkdtemp()) / "run"

@@ -192,7 +192,8 @@ lab.show(lab.figures.histograms(groups, title="Entropy of real images", x="H_inf
 
 # %% [markdown]
 # ## 4 · What H sees, and what it does not (6 minutes)
-# Move P's and Q's logits yourself and watch p_ds, H_info and H'. Two things to try: add the same number to all of Q's logits;
+# Move P's and Q's logits yourself and watch p_ds and H_info (the H' shown beside it is H_info / log C; section 5 defines it).
+# Two things to try: add the same number to all of Q's logits;
 # then make Q's logits half of P's.
 
 # %% tags=["figure"]
@@ -266,12 +267,12 @@ lab.show(lab.figures.curves(medians, list(z_of), title="What H_min is, matters",
 # %% [markdown]
 # *Read it:* with the floor 0, H' tells students apart: 2 bits near 0, 8 bits at 1. With the batch's minimum, the 5-bit and the
 # 8-bit student look alike, and neither gets near 1: however well they agree with P, *some* sample of the batch has H' = 0. H'
-# in Eq. (3) is close to a rank. Keep this in mind when a band is drawn around it in notebook 06.
+# in Eq. (3) is relative to the batch's worst sample. Keep this in mind when a band is drawn around it in notebook 06.
 
 # %% [markdown]
 # ## 6 · Which end is which (7 minutes)
-# The paper wants H' neither too small nor too large: between λ_l and λ_u. A reader asked in public, and got no answer yet,
-# which end of Fig. 2 is underfitting and which overfitting. By the definitions above:
+# The paper wants H' neither too small nor too large: between λ_l and λ_u. Which end of Fig. 2 is underfitting and which is
+# overfitting is easily confused; section 2.2 of the paper says it in words, and the definitions above agree:
 #
 # - **H' near 0** is disagreement. The sample asks more than a weak Q can follow: *underfitting*.
 # - **H' near 1** is agreement. The sample has nothing left to teach; Q's loss is small while it still errs elsewhere:
@@ -313,12 +314,15 @@ for bits in (2, 3, 5):
     kl = (z_p.softmax(-1) * (z_p.log_softmax(-1) - z_b.log_softmax(-1))).sum(-1)
     points[f"{bits} bits"] = (lab.normalized_entropy(lab.disagreement_entropy(z_p, z_b), C, floor="zero"), kl)
 lab.show(lab.figures.ends_of_the_band(points, lab.Bounds(0.1, 0.8)))
+for name, (h, kl) in points.items():
+    ends = {"H' <= λ_l": kl[h <= 0.1], "H' >= λ_u": kl[h >= 0.8]}
+    print(name, *(f"{len(end)} with {where}: {end.mean():.3f} nats" for where, end in ends.items() if len(end)), sep="; ")
 
 # %% [markdown]
-# *Read it:* at the left end the loss is several nats and comes from the 2-bit student, which cannot follow: its training loss
-# stays large. At the right end the loss is a thousandth of that and less: a 5-bit student that sees only such samples has a
-# training loss of nearly zero and learns nothing more from them. That is the answer to the question: left underfits, right
-# overfits.
+# *Read it:* at the left end the divergence is several nats and comes from the 2-bit student: these samples ask most of the
+# student that can follow least. At the right end it is far smaller (the printed means): a 5-bit student has little to learn
+# from such samples. Nothing was trained here; the figure shows what a sample asks for. Left invites underfitting, right
+# overfitting.
 
 # %%
 h_prime = torch.cat([lab.normalized_entropy(h, C) for h in H.split(16)])

@@ -87,7 +87,7 @@ assert torch.equal(by_hand.int(), lab.quantize_linear(theta, 3))
 print(f"codes {sorted(set(by_hand.int().tolist()))}")
 
 # %% [markdown]
-# A code stands for a float again: its step on a staircase. Move the slider through the bit widths and the input along the line.
+# A code stands for a float again: its step on a staircase. Move the slider through the bit widths.
 
 # %% tags=["figure"]
 lab.quantizer_staircase()
@@ -319,7 +319,7 @@ lab.show(lab.figures.curves(slopes, line, title="Two straight-through gradients,
 # %% [markdown]
 # ## 6 · The cliff (6 minutes)
 # Now all together, with nothing learned: every weight and every activation of ResNet-20 on n bits. Ranges are observed on 128
-# real images; a data-free method must do without them, and with generated ones it will (notebook 03).
+# real images that are not scored; a data-free method must do without them, and with generated ones it will (notebook 03).
 
 
 # %%
@@ -327,10 +327,11 @@ def plain(bits):
     """Top-1 of a student that was only rounded, `bits` such as "3w3a"."""
     student = lab.quantize(P, bits)
     with torch.no_grad():
-        student(P.normalize(data.images[:128]))
+        student(P.normalize(others[-128:]))
     return lab.accuracy(student, data, P.normalize)
 
 
+others = lab.load_data("fashion_mnist", stub=True).images  # 2,000; `data` are the first of them
 teacher = lab.accuracy(P, data, P.normalize)
 cliff = {b: plain(f"{b}w{b}a") for b in ((2, 3, 8) if lab.fast() else (2, 3, 4, 5, 6, 8))}
 lab.show(lab.figures.accuracy_cliff(cliff, teacher))
@@ -339,8 +340,8 @@ for mixed in ("3w8a", "8w3a", "2w8a", "8w2a"):
 
 # %% [markdown]
 # *Read it:* down to 5 bits nothing is lost that this many images could show; 4 bits lose a little, 3 bits visibly more, and
-# at 2 bits Q guesses. Each bit only doubled the rounding error of each weight; through twenty layers the errors pile up, until
-# classes change. This is the gap that a data-free method has to close without a single real image.
+# at 2 bits Q guesses. Each bit less doubles the step of every weight and activation; through twenty layers the errors pile up,
+# until classes change. This is the gap that a data-free method has to close without a single real image.
 #
 # Who is to blame, weights or activations? Here, activations: with 8 bits for them, 3-bit weights lose nothing that
 # this many images could show, while 3-bit activations alone cost as much as both together. (In brackets: the 95 % interval.)

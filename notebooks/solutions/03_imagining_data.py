@@ -325,10 +325,11 @@ for name, one in games.items():
 lab.show(lab.figures.bns_by_layer(distances))
 
 # %% [markdown]
-# *Read it:* summed, the images lie nearest to P's memory; averaged, they are little nearer than without it. P recognises as
-# many stripes as anything else: **being recognised is easy, being typical is not.** And the Q that learned from the most
-# typical images is right most often, though P recognises fewest of them. One seed, one small task, so no proof; but it is
-# what the paper's Table 3 says of AdaDFQ on ImageNet: 20.99 % without L_BNS, 38.10 % with it.
+# *Read it:* summed, the images lie nearest to P's memory; averaged, they are a little nearer than without L_BNS. P recognises
+# as many stripes as anything else: **being recognised is easy, being typical is not.** The Q that learned from the most typical
+# images is right most often, though P recognises fewest of them. But nearer is not always better: averaged, Q is right on fewer
+# images than without L_BNS. One seed, one small task, so no proof; but it is what the paper's Table 3 says of AdaDFQ on
+# ImageNet: 20.99 % without L_BNS, 38.10 % with it.
 
 # %% [markdown]
 # ## 5 · Real and imagined (5 minutes)

@@ -226,10 +226,23 @@ for name, gain in (("G", g), ("Q", q)):
     print(f"{name}: {gain.sum():+.2f} ± {1.96 * gain.std() * len(gain) ** 0.5:.2f} nats in {len(gain)} rounds (95 %)")
 
 # %% [markdown]
-# By that rule Fig. 3 is reproduced. Now look at the intervals: G's sum cannot be told from zero, Q's hardly, and the sum of
-# both is as large as G's. Two players who achieve next to nothing have gains that cancel, too. Most of what G minimises is
-# L_BNS (the figure below counts), so its steps raise the disagreement by the way only. The same game with L_BNS *averaged*,
-# as released, was recorded as well:
+# By that rule Fig. 3 is reproduced. But what does such a rule reject? Try it on noise: gains drawn at random around 0, as large
+# as those measured, of two players who have nothing to do with each other.
+
+# %%
+random = np.random.default_rng(0)
+noise_g, noise_q = (random.normal(0, gain.std(), (2000, len(gain))) for gain in (g, q))
+parts = np.abs((noise_g + noise_q).sum(1)) / (np.abs(noise_g) + np.abs(noise_q)).sum(1)
+signs = ((noise_g > 0).mean(1) > 0.5) & ((noise_q < 0).mean(1) > 0.5)
+print(
+    f"noise: {(parts <= 0.1).mean():.0%} within 10 % of the way, {((parts <= 0.1) & signs).mean():.0%} with both signs as well"
+)
+
+# %% [markdown]
+# Most pure noise sums to within 10 % of its way, and one noise in five passes the whole rule: a sum near zero is weak evidence.
+# Now look at the intervals: G's sum cannot be told from zero, Q's hardly, and the sum of both is as large as G's. Two players
+# who achieve next to nothing have gains that cancel, too. Most of what G minimises is L_BNS (the figure below counts), so its
+# steps raise the disagreement by the way only. The same game with L_BNS *averaged*, as released, was recorded as well:
 
 # %%
 averaged = lab.load_recording("adadfq_averaged").history
@@ -265,11 +278,14 @@ alt = f"Two falling curves of losses; after round 60 their correlation is {r:.2f
 fig = lab.figures.curves(both, history["round"], title="What the players minimise", x="round", y="loss (log scale)", alt=alt)
 lab.show(fig.update_yaxes(type="log", exponentformat="power"))
 print(f"correlation of the two losses after round 60: {r:+.2f} (a zero-sum game has -1)")
+steps = np.corrcoef(np.diff(both["G"][late]), np.diff(both["Q"][late]))[0, 1]
+print(f"of their changes from round to round, without the trends: {steps:+.2f}")
 print(f"of what G minimises, L_BNS is {history['generator.bns'][late].mean() / both['G'][late].mean():.0%}")
 
 # %% [markdown]
-# *Read it:* both losses fall, and their correlation is *positive*. The game as played is not zero-sum: most of what G
-# minimises is no concern of Q's at all.
+# *Read it:* both losses fall, and that alone makes their correlation positive: two trends in the same direction. From round to
+# round hardly any correlation is left, neither positive nor the -1 of a zero-sum game: most of what G minimises does not
+# concern Q.
 
 # %% [markdown]
 # ## 5 · An equilibrium (5 minutes)
@@ -297,12 +313,12 @@ lab.check.is_equilibrium(is_equilibrium)
 
 # %%
 other_students = [values[f"{bits} bits"] for bits in (4, 5, 8)]
-print("the recorded G against the 3-bit Q is at rest:", lab.is_equilibrium(values["3 bits"], [], other_students))
+print("at rest, if Q might have more bits:", lab.is_equilibrium(values["3 bits"], [], other_students))
 
 # %% [markdown]
-# It is not: against the same generator, the 8-bit student reaches a lower value. Nobody has shown that AdaDFQ's training
-# reaches an equilibrium, in theory or by measurement; "until reaching a Nash equilibrium" in the paper is a hope, not a
-# result.
+# It is not: against the same generator, the 8-bit student reaches a lower value. Eq. (5) asks less: its Θ_q holds students of
+# the same 3 bits only, and finding the best of them would take a training of its own. Nobody has shown that AdaDFQ's training
+# reaches an equilibrium, in theory or by measurement; "until reaching a Nash equilibrium" in the paper is a hope, not a result.
 
 # %% [markdown]
 # ## 6 · AdaSG, the game without the fine print (5 minutes)

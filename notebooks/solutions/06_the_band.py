@@ -80,10 +80,10 @@ for bits in (2, 3, 4, 8):
     print(f"{bits} bits: H_info {nats.mean():.2f} of {np.log(10):.2f} nats, mean H' {h.mean():.2f}, {share:.0%} inside")
 
 # %% [markdown]
-# *Read it:* at 8 bits H_info is within a hundredth of a nat of log 10: P and Q practically agree. H' hardly notices: its
-# mean is nowhere near 1, and more than half of the samples still count as inside. H' is relative to the batch: **the band
-# sorts the samples of a batch by rank; it does not measure how much a student has to learn.** Keep this in mind when you
-# read what the bounds are claimed to do.
+# *Read it:* at 8 bits H_info is within a hundredth of a nat of log 10: P and Q practically agree. H' hardly notices: its mean
+# is nowhere near 1, and more than half of the samples still count as inside. H' is relative to the batch: **the band compares a
+# sample with the worst of its batch; it does not measure how much a student has to learn.** Keep this in mind when you read
+# what the bounds are claimed to do.
 
 # %% [markdown]
 # ## 2 · The hinge (8 minutes)
@@ -282,7 +282,7 @@ lab.quiz("06")
 # ## What you can now do
 # - write the hinge, its slope and G's whole objective;
 # - move λ_l and λ_u under a running game and say how fast, and how far, H' follows;
-# - say why the band ranks samples within a batch, and why the mean hinge is never 0;
+# - say why the band compares samples within a batch, and why the mean hinge is never 0;
 # - read a grid of accuracies against the width of their intervals.
 #
 # Next: [07 · Why it generalises](07_why_it_generalises.ipynb), the theory, and what it leaves open.

@@ -65,6 +65,7 @@ lab.check_env()
 # A recipe is a method on a cell of Table 2, with what its authors set for it: fifteen for AdaDFQ.
 
 # %%
+import contextlib
 import tempfile
 from pathlib import Path
 
@@ -265,6 +266,9 @@ live.then(reading)
 # the middle of it.
 
 # %%
+with contextlib.suppress(TimeoutError):
+    if live.state == "running":
+        live.wait(2 if lab.fast() else 60)  # Run All lets it play for a minute; Stop goes on at once
 live.stop()
 config = lab.recipes.shortened(config, 8 if lab.fast() else min(config.rounds, 40))
 folder = Path(tempfile.mkdtemp()) / "run"
