@@ -343,8 +343,8 @@ for mixed in ("3w8a", "8w3a", "2w8a", "8w2a"):
 # at 2 bits Q guesses. Each bit less doubles the step of every weight and activation; through twenty layers the errors pile up,
 # until classes change. This is the gap that a data-free method has to close without a single real image.
 #
-# Who is to blame, weights or activations? Here, activations: with 8 bits for them, 3-bit weights lose nothing that
-# this many images could show, while 3-bit activations alone cost as much as both together. (In brackets: the 95 % interval.)
+# Who is to blame, weights or activations? Here, activations: with 8 bits for them, 3-bit weights lose nothing that this many
+# images could show, while 3-bit activations alone cost nearly as much as both together. (In brackets: the 95 % interval.)
 
 # %% [markdown]
 # ## Quiz
