@@ -40,7 +40,7 @@ GALLERY = ("adadfq_3w3a", "adadfq_5w5a", "gdfq_3w3a", "gdfq_5w5a")
 
 def band_text(h_prime: Column, bounds: Bounds) -> str:
     """What the margin terms of Eq. (12) say about these samples, in words."""
-    tensor = torch.from_numpy(np.ascontiguousarray(h_prime))
+    tensor = torch.from_numpy(np.array(h_prime))  # a copy: recorded columns cannot be written to
     below, above = float((tensor <= bounds.lower).float().mean()), float((tensor >= bounds.upper).float().mean())
     push = "up" if below > above else "down"
     words = f"the hinge pulls the mean H′ {push}" if abs(below - above) > 0.005 else "the hinge pulls equally from both sides"

@@ -263,19 +263,14 @@ shares = {"generated": generated, "real": five["test.agreement"][at]}
 ends = ", ".join(f"{name} {values[-1]:.2f}" for name, values in shares.items())
 labels = {"x": "round", "y": "share on which Q says what P says", "alt": f"Agreement of Q with P; it ends at: {ends}."}
 lab.show(lab.figures.curves(shares, five["round"][at], title="AdaDFQ, 5 bits", **labels))
-
-# %% [markdown]
-# *Read it:* on real images the 5-bit Q says what P says in about 99 of 100 cases, on generated ones in less than nine of ten.
-# G's images are unlike real ones, and P and Q differ more on them. That alone does not show that G looked for disagreement:
-# GDFQ's G, which is never told about Q, makes images on which they differ as well (printed below). High agreement on generated
-# images would be no evidence of a good Q, and lower agreement, as here, is none of a bad one.
-
-# %%
 for name in ("AdaDFQ 5 bits", "GDFQ 5 bits"):
     print(f"{name}: Q says what P says on {whole[name]['agreement'][-30:].mean():.0%} of the last generated images")
 
 # %% [markdown]
-# Agreement is a property of the images as much as of Q.
+# *Read it:* on real images the 5-bit Q says what P says in about 99 of 100 cases, on generated ones in less than nine of ten.
+# G's images are unlike real ones, and P and Q differ more on them. That alone does not show that G looked for disagreement:
+# GDFQ's G, which is never told about Q, makes images on which they differ as well (printed below the figure). High agreement on
+# generated images would be no evidence of a good Q, and lower agreement, as here, is none of a bad one.
 
 # %% [markdown]
 # ## 6 · Your own game (15 minutes)
