@@ -1,7 +1,7 @@
 # ---
 # jupyter:
 #   adadfq_lab:
-#     built: 2328a13626123536
+#     built: 56630dd37e34a263
 #   kernelspec:
 #     display_name: Python 3 (ipykernel)
 #     language: python
@@ -195,7 +195,7 @@ for key, part in tables.items():
 # %%
 for key, part in tables.items():
     ours = {one.method: one.last for one in lab.tables.summaries(part)}
-    paper = lab.tables.PAPER.get(key[0], {}).get(key[2], {})
+    paper = lab.tables.table2.PAPER.get(key[0], {}).get(key[2], {})
     if {"gdfq", "adadfq"} <= ours.keys():
         printed = f", {paper['adadfq'] - paper['gdfq']:.1f} in the paper" if {"gdfq", "adadfq"} <= paper.keys() else ""
         print(f"{' '.join(key):40} AdaDFQ - GDFQ: {ours['adadfq'] - ours['gdfq']:5.1f} points here{printed}")

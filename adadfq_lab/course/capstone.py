@@ -283,7 +283,7 @@ class _Table:
         """One round; the losses of G and Q."""
         players = (self.generator, self.teacher, self.student, self.optimizer_g, self.optimizer_q)
         losses = (self.play_round or _borrowed_round)(*players, z, y, bounds)
-        return float(losses[0].detach()), float(losses[1].detach())
+        return float(torch.as_tensor(losses[0]).detach()), float(torch.as_tensor(losses[1]).detach())
 
 
 def _borrowed_round(
