@@ -21,7 +21,8 @@
 #
 # **Prerequisites.** H' and why it depends on the batch (01), the game (04), L_bal (05), L_BNS (03).
 #
-# **Minutes.** 1 Two walls: 6 · 2 The hinge: 8 · 3 Its slope: 6 · 4 G's objective: 5 · 5 Live: 10 · 6 Fig. 4: 10
+# **Minutes.** 0 Feel it first: 8 · 1 Two walls: 6 · 2 The hinge: 8 · 3 Its slope: 6 · 4 G's objective: 5 · 5 Live: 10 · 6
+# Fig. 4: 10
 #
 # | symbol | in code | what it is | source |
 # |---|---|---|---|
@@ -54,6 +55,43 @@ import adadfq_lab as lab
 lab.check_env()
 
 # %% [markdown]
+# ## 0 · Feel it first (8 minutes)
+# The same game with players on two inputs, so that everything can be drawn. A point of the plane is an "image"; its colour is
+# H / log C, dark where P and Q disagree. The lines are the walls λ_l and λ_u and the borders of P and Q; the dots are G's
+# samples.
+#
+# *Predict* before you press play: where will the dots go? Then drag the walls while it plays.
+
+# %% tags=["figure"]
+plane = lab.plane_explorer()
+plane
+
+# %% [markdown]
+# *Read it:* with these dials the band alone decides. The samples flow to places where H' lies between the walls and stop
+# there, for inside the band the hinge has no slope. Now turn one dial at a time towards the paper's setting, H_min of the
+# batch, β = γ = 1, Q learns, and *predict* each time whether the samples still follow.
+
+# %%
+import numpy as np
+
+walls = lab.Bounds(0.7, 0.85)
+dials = {
+    "the band alone": lab.Dials(walls, floor="zero", others=0.0, student_learns=False),
+    "H_min of the batch": lab.Dials(walls, floor="batch", others=0.0, student_learns=False),
+    "with L_bal and L_BNS": lab.Dials(walls, floor="zero", others=1.0, student_learns=False),
+    "Q learns": lab.Dials(walls, floor="zero", others=0.0, student_learns=True),
+}
+for name, setting in dials.items():
+    *_, last = lab.plane_game(setting, teacher=plane.game.teacher).play(150)
+    share = walls.contains(last.entropy / np.log(3)).float().mean()
+    print(f"{name:22} {share:4.0%} of G's samples have H / log C between the walls after 150 rounds")
+
+# %% [markdown]
+# *Read it:* only in the first row does the band hold the samples. With the batch's minimum as H_min the walls move with the
+# batch; the other terms of Eq. (12) outweigh the hinge; and Q, learning, makes P and Q agree where G has just placed its
+# samples: **that is the zero-sum game.** The rest of this notebook looks at each of these in turn.
+
+# %% [markdown]
 # ## 1 · Two walls (6 minutes)
 # Eq. (10) asks for λ_l < H' < λ_u. Below λ_l a sample is *too hard*: P and Q disagree so much that Q cannot follow
 # (underfitting). Above λ_u it is *too easy*: they agree, and nothing is learned (overfitting).
@@ -69,7 +107,6 @@ explorer
 # paper's λ_l = 0.1 and λ_u = 0.8 two in three samples of the 3-bit student lie inside, and most of the others above.
 
 # %%
-import numpy as np
 import torch
 
 people = lab.load_population()
@@ -81,8 +118,8 @@ for bits in (2, 3, 4, 8):
 
 # %% [markdown]
 # *Read it:* at 8 bits H_info is within a hundredth of a nat of log 10: P and Q practically agree. H' hardly notices: its mean
-# is nowhere near 1, and more than half of the samples still count as inside. H' is relative to the batch: **the band compares a
-# sample with the worst of its batch; it does not measure how much a student has to learn.** Keep this in mind when you read
+# is nowhere near 1, and more than half of the samples still count as inside. H' is relative to the batch: **the band compares
+# a sample with the worst of its batch; it does not measure how much a student has to learn.** Keep this in mind when you read
 # what the bounds are claimed to do.
 
 # %% [markdown]
@@ -236,8 +273,8 @@ run.then(reading)
 # ## 6 · The grid of Fig. 4 (10 minutes)
 # The paper tries λ_l in 0 ... 0.5 and λ_u in 0.5 ... 1 with MobileNetV2 at 3 bits on ImageNet. Recorded here, much smaller:
 # one AdaDFQ game of 100 rounds, then 40 more under each of the 35 pairs with λ_l < λ_u, ResNet-20 on Fashion-MNIST at 3
-# bits, one seed, 1,000 real test images. L_BNS is *averaged* here, as in the released code, which gives the band a larger part
-# of G's loss than it had above: if walls can be seen to do something, then here.
+# bits, one seed, 1,000 real test images. L_BNS is *averaged* here, as in the released code, which gives the band a larger
+# part of G's loss than it had above: if walls can be seen to do something, then here.
 
 # %%
 other = lab.load_recording("adadfq_averaged").history
@@ -252,9 +289,9 @@ print(f"mean of the paper's region {means[0]:.1f} %, of the others {means[1]:.1f
 lab.show(lab.figures.grid_map(grid, "accuracy"))
 
 # %% [markdown]
-# *Read it:* the 95 % interval of each cell is +-1.9 points, and the nine cells that the paper calls optimal are no better than
-# the others by any difference that one could see. The paper's red area is not reproduced at this scale; neither is it refuted
-# by 40 rounds on an easier task.
+# *Read it:* the 95 % interval of each cell is +-1.9 points, and the nine cells that the paper calls optimal are no better
+# than the others by any difference that one could see. The paper's red area is not reproduced at this scale; neither is it
+# refuted by 40 rounds on an easier task.
 
 # %%
 lab.show(lab.figures.grid_map(grid, "inside"))
@@ -270,10 +307,10 @@ samples = {name: grid["h_prime"][at].astype(float) for name, at in corners.items
 lab.show(lab.figures.histograms(samples, title="H' in three cells, as Fig. 4(b)", x="H'", limits=(0, 1), bins=16))
 
 # %% [markdown]
-# *Read it:* they stayed. The three distributions, from opposite corners of the grid, lie on each other; the mean of H' is 0.56
-# to 0.65 in all 35 cells, in no order. Two reasons you have met: the hinge is a few percent of G's loss at most, and H' is
-# measured against the batch's own minimum, so a generator that makes *all* samples harder leaves H' as it was. In Fig. 4(b) of
-# the paper the distributions do differ, after 400 epochs.
+# *Read it:* they stayed. The three distributions, from opposite corners of the grid, lie on each other; the mean of H' is
+# 0.56 to 0.65 in all 35 cells, in no order. Two reasons you have met: the hinge is a few percent of G's loss at most, and H'
+# is measured against the batch's own minimum, so a generator that makes *all* samples harder leaves H' as it was. In Fig.
+# 4(b) of the paper the distributions do differ, after 400 epochs.
 
 # %%
 lab.quiz("06")
