@@ -13,6 +13,7 @@ when it is first used, so that `import adadfq_lab` is immediate.
 
 import ast
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ __all__ = list(_HOME)
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return version("adadfq-lab")
     if name not in _HOME:
         raise AttributeError(f"adadfq_lab has no public name {name!r}")
     home, original = _HOME[name]

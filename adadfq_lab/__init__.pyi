@@ -119,3 +119,5 @@ from adadfq_lab.views.widgets import method_explorer as method_explorer
 from adadfq_lab.views.widgets import quantizer_staircase as quantizer_staircase
 from adadfq_lab.views.widgets import replay as replay
 from adadfq_lab.views.widgets import sample_gallery as sample_gallery
+
+__version__: str

@@ -16,6 +16,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 import adadfq_lab as lab
+from adadfq_lab.cli import front
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -128,7 +129,7 @@ def test_wheel_contains_the_package_and_nothing_else(wheel):
     inside = {name for name in wheel.namelist() if not name.startswith("adadfq_lab/data_stubs/")}
     assert inside == package | metadata
     assert "adadfq_lab/py.typed" in inside
-    assert "adadfq = adadfq_lab.cli.main:main" in wheel.read(f"{info}/entry_points.txt").decode()
+    assert "adadfq = adadfq_lab.cli.front:main" in wheel.read(f"{info}/entry_points.txt").decode()
 
 
 def test_citation_names_this_version_and_the_paper():
@@ -192,3 +193,14 @@ def test_old_module_paths_keep_working():
     with pytest.warns(FutureWarning, match=r"adadfq_lab\.teachers is now"):
         from adadfq_lab.teachers import load_teacher
     assert load_teacher is lab.load_teacher
+
+
+def test_help_and_version_import_no_torch():
+    """`adadfq --help` names every command with a line about it, and `--version` the version, both without torch."""
+    code = "import sys; from adadfq_lab.cli.front import main; main(); assert 'torch' not in sys.modules"
+    told = {
+        option: subprocess.run([sys.executable, "-c", code, option], capture_output=True, text=True, check=True).stdout
+        for option in ("--help", "--version")
+    }
+    assert all(f"\n  {name} " in told["--help"] for name in front.COMMANDS)
+    assert told["--version"] == f"adadfq {lab.__version__}\n"

@@ -12,16 +12,14 @@ import itertools
 import re
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any, NoReturn
 
 import tyro
 
+from adadfq_lab.cli import front
 from adadfq_lab.cli.course import COMMANDS as COURSE
 from adadfq_lab.cli.course import course
-from adadfq_lab.cli.integers import export, verify
-from adadfq_lab.cli.own import quantize
-from adadfq_lab.cli.runs import demo, evaluate, recipes, report, train, train_teacher, watch
-from adadfq_lab.cli.studies import bench, evidence, fidelity, grid, methods, table
 from adadfq_lab.errors import UserError, printable
 from adadfq_lab.machine.distributed import launched
 from adadfq_lab.machine.memory import keep_freed_memory, out_of_memory
@@ -29,26 +27,17 @@ from adadfq_lab.machine.terminal import usable_streams
 from adadfq_lab.runs.config import RunConfig
 from adadfq_lab.runs.folder import FULL
 
-COMMANDS: dict[str, Callable[..., Any]] = {
-    "demo": demo,
-    "quantize": quantize,
-    "train": tyro.conf.configure(tyro.conf.OmitArgPrefixes)(train),
-    "recipes": recipes,
-    "report": report,
-    "watch": watch,
-    "evaluate": evaluate,
-    "train-teacher": tyro.conf.configure(tyro.conf.OmitArgPrefixes)(train_teacher),
-    "export": export,
-    "verify": verify,
-    "table": tyro.conf.configure(tyro.conf.OmitArgPrefixes)(table),
-    "grid": tyro.conf.configure(tyro.conf.OmitArgPrefixes)(grid),
-    "evidence": evidence,
-    "methods": methods,
-    "fidelity": fidelity,
-    "bench": bench,
-    "course": course,
-}
-DESCRIPTION = "Adaptive data-free quantization: a teacher, a generator, a student, and the game they play."
+_WITH_CONFIG = ("train", "train-teacher", "table", "grid")
+"""Commands whose options are a configuration's fields, without its name before them."""
+
+
+def _command(name: str) -> Callable[..., Any]:
+    module, _, function = front.COMMANDS[name].partition(".")
+    made = getattr(import_module(f"adadfq_lab.cli.{module}"), function)
+    return tyro.conf.configure(tyro.conf.OmitArgPrefixes)(made) if name in _WITH_CONFIG else made
+
+
+COMMANDS: dict[str, Callable[..., Any]] = {name: _command(name) for name in front.COMMANDS}
 
 
 def _parse(commands: dict[str, Callable[..., Any]], arguments: list[str]) -> functools.partial[Any]:
@@ -62,7 +51,7 @@ def _parse(commands: dict[str, Callable[..., Any]], arguments: list[str]) -> fun
             call: functools.partial[Any] = tyro.extras.subcommand_cli_from_dict(
                 {name: _later(command) for name, command in commands.items()},
                 prog=program,
-                description=course.__doc__ if commands is COURSE else DESCRIPTION,
+                description=course.__doc__ if commands is COURSE else front.DESCRIPTION,
                 args=arguments,
                 config=(tyro.conf.FlagCreatePairsOff,),
             )
