@@ -42,15 +42,8 @@ def main() -> None:
         print(f"adadfq {version('adadfq-lab')}")
     elif sys.argv[1:] in (["--help"], ["-h"]):
         lines = [f"  {name:14} {summary(function)}" for name, function in COMMANDS.items()]
-        text = [
-            "usage: adadfq COMMAND [OPTIONS]",
-            "",
-            DESCRIPTION,
-            "",
-            *lines,
-            "",
-            "adadfq COMMAND --help tells a command's options.",
-        ]
+        closing = "adadfq COMMAND --help tells a command's options."
+        text = ["usage: adadfq COMMAND [OPTIONS]", "", DESCRIPTION, "", *lines, "", closing]
         print("\n".join(text))
     else:
         from adadfq_lab.cli.main import main  # which imports torch

@@ -33,7 +33,7 @@ _WITH_CONFIG = ("train", "train-teacher", "table", "grid")
 
 def _command(name: str) -> Callable[..., Any]:
     module, _, function = front.COMMANDS[name].partition(".")
-    made = getattr(import_module(f"adadfq_lab.cli.{module}"), function)
+    made: Callable[..., Any] = getattr(import_module(f"adadfq_lab.cli.{module}"), function)
     return tyro.conf.configure(tyro.conf.OmitArgPrefixes)(made) if name in _WITH_CONFIG else made
 
 
