@@ -16,7 +16,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 import adadfq_lab as lab
-from adadfq_lab.cli import front
+from adadfq_lab.cli import listing
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -202,5 +202,5 @@ def test_help_and_version_import_no_torch():
         option: subprocess.run([sys.executable, "-c", code, option], capture_output=True, text=True, check=True).stdout
         for option in ("--help", "--version")
     }
-    assert all(f"\n  {name} " in told["--help"] for name in front.COMMANDS)
+    assert all(f"\n  {name} " in told["--help"] for name in listing.COMMANDS)
     assert told["--version"] == f"adadfq {lab.__version__}\n"

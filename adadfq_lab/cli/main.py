@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 import tyro
 
-from adadfq_lab.cli import front
+from adadfq_lab.cli import listing
 from adadfq_lab.cli.course import COMMANDS as COURSE
 from adadfq_lab.cli.course import course
 from adadfq_lab.errors import UserError, printable
@@ -32,12 +32,12 @@ _WITH_CONFIG = ("train", "train-teacher", "table", "grid")
 
 
 def _command(name: str) -> Callable[..., Any]:
-    module, _, function = front.COMMANDS[name].partition(".")
+    module, _, function = listing.COMMANDS[name].partition(".")
     made: Callable[..., Any] = getattr(import_module(f"adadfq_lab.cli.{module}"), function)
     return tyro.conf.configure(tyro.conf.OmitArgPrefixes)(made) if name in _WITH_CONFIG else made
 
 
-COMMANDS: dict[str, Callable[..., Any]] = {name: _command(name) for name in front.COMMANDS}
+COMMANDS: dict[str, Callable[..., Any]] = {name: _command(name) for name in listing.COMMANDS}
 
 
 def _parse(commands: dict[str, Callable[..., Any]], arguments: list[str]) -> functools.partial[Any]:
@@ -51,7 +51,7 @@ def _parse(commands: dict[str, Callable[..., Any]], arguments: list[str]) -> fun
             call: functools.partial[Any] = tyro.extras.subcommand_cli_from_dict(
                 {name: _later(command) for name, command in commands.items()},
                 prog=program,
-                description=course.__doc__ if commands is COURSE else front.DESCRIPTION,
+                description=course.__doc__ if commands is COURSE else listing.DESCRIPTION,
                 args=arguments,
                 config=(tyro.conf.FlagCreatePairsOff,),
             )
