@@ -43,7 +43,7 @@ from adadfq_lab.machine.files import write_atomically
 TAGS = {"title", "setup", "stub", "solution", "live", "figure"}
 
 NOTE = "*Solution copy.*"
-INSTALL = 'pip install "adadfq-lab[notebooks]"'
+INSTALL = 'pip install ".[notebooks]"'
 KEPT = ("tags", "cellView", "jupyter", "editable")
 """Metadata of a cell that the course uses; editors add more."""
 

@@ -111,7 +111,7 @@ def check_env() -> None:
     print(f"live runs: {figures}" + ("; fast mode: everything is cut short" if fast() else ""))
 
 
-INSTALL = 'pip install "adadfq-lab[export]"'
+INSTALL = 'pip install ".[export]"'
 
 
 def import_extra(name: str, install: str = INSTALL) -> ModuleType:

@@ -348,7 +348,7 @@ def to_tensorboard(folder: Path, logs: Path) -> None:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise UserError("TensorBoard is not installed; pip install 'adadfq-lab[tensorboard]'") from None
+        raise UserError("TensorBoard is not installed; pip install '.[tensorboard]'") from None
     with SummaryWriter(str(logs)) as writer:
         for line in follow(folder):
             for name, value in scalars(line).items():

@@ -207,7 +207,7 @@ def _submitit() -> Any:
     try:
         import submitit
     except ImportError:
-        raise UserError("this engine needs submitit: pip install 'adadfq-lab[cluster]'; or use --engine local") from None
+        raise UserError("this engine needs submitit: pip install '.[cluster]'; or use --engine local") from None
     return submitit
 
 
