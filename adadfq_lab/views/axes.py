@@ -64,7 +64,7 @@ def extent(wanted: Span | None, values: Sequence[Floats], *, zero: bool = False,
     if zero:
         low, high = min(low, 0.0), max(high, 0.0)
     if high - low < 1e-12:
-        return low - 0.5, high + 0.5
+        return (0.0, 1.0) if zero and not high else (low - 0.5, high + 0.5)
     more = pad * (high - low)
     return (low if zero and low == 0 else low - more), (high if zero and high == 0 else high + more)
 

@@ -9,6 +9,7 @@ The SVG has `role="img"` and the description `alt` as its label. Text and axes t
 light and dark pages. Lines differ by dash pattern and bars by hatching, not by colour alone.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from html import escape
@@ -18,6 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from adadfq_lab.views.axes import Floats, Span, array, extent, log_ticks, logarithms, ticks, typeset_svg
+from adadfq_lab.views.images import data_url
 from adadfq_lab.views.images import image as image
 from adadfq_lab.views.images import montage as montage
 
@@ -137,13 +139,26 @@ def standing_alone(svg: str, color: str) -> str:
     return svg.replace(PAGE_COLOR, color)
 
 
+def as_images(page: str, color: str) -> str:
+    """HTML whose charts are images by address: JupyterLab removes inline SVG from notebooks that it does not trust."""
+
+    def replaced(found: re.Match[str]) -> str:
+        width, words = found["width"], found["words"]
+        source = data_url(standing_alone(found[0], color).encode(), "image/svg+xml")
+        return f'<img alt="{words}" style="width:100%;max-width:{width}px" src="{source}">'
+
+    return re.sub(
+        r'<svg [^>]*viewBox="0 0 (?P<width>\d+) [^>]*aria-label="(?P<words>[^"]*)".*?</svg>', replaced, page, flags=re.S
+    )
+
+
 def stacked(bars: Sequence[Bars]) -> list[Floats]:
     """Where the tops of bars are that stand on those before them."""
     return list(np.cumsum([array(one.heights) for one in bars], axis=0)) if bars else []
 
 
 def _hatch(name: str, path: str) -> str:
-    stroke = '" stroke="currentColor" stroke-opacity=".75" stroke-width="1.2"/>'
+    stroke = '" stroke="#222222" stroke-opacity=".75" stroke-width="1.2"/>'
     return f'<pattern id="adadfq-{name}" width="6" height="6" patternUnits="userSpaceOnUse"><path d="{path}{stroke}</pattern>'
 
 

@@ -1,6 +1,7 @@
 """What every widget of the course is: a box of labelled inputs over a chart that is drawn again when one of them changes.
 
-They work with ipywidgets 7.7 and 8, need no JavaScript of their own and can all be reached by keyboard.
+They work with ipywidgets 7.7 and 8, need no JavaScript of their own and can all be reached by keyboard. A page without widgets
+shows the chart as it was when the cell ran.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -8,6 +9,11 @@ from dataclasses import dataclass
 from html import escape
 from importlib import import_module
 from typing import Any
+
+from adadfq_lab.views.axes import typeset
+from adadfq_lab.views.charts import as_images
+from adadfq_lab.views.renderers import widget_bundle
+from adadfq_lab.views.style import TEXT
 
 WIDE = {"width": "95%", "max_width": "640px"}
 STYLE = {"description_width": "130px"}
@@ -22,7 +28,8 @@ class Control:
     output: Any
 
     def _ipython_display_(self) -> None:
-        import_module("IPython.display").display(self.box)
+        still = {"text/html": as_images(self.output.value, TEXT), "text/plain": "a widget; it needs a running kernel"}
+        import_module("IPython.display").display(widget_bundle(self.box, still), raw=True)
 
 
 def ipywidgets() -> Any:
@@ -63,4 +70,4 @@ def slider(name: str, value: float, low: float, high: float, step: float, **more
 
 def status(words: str) -> str:
     """`words` as a paragraph that screen readers read out when it changes."""
-    return f'<p role="status" aria-live="polite">{escape(words)}</p>'
+    return f'<p role="status" aria-live="polite">{typeset(words)}</p>'

@@ -7,7 +7,6 @@ run is over the widget is replaced by ordinary output (`Shown.replace`), which s
 import threading
 import time
 from functools import cached_property
-from html import escape
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Protocol
@@ -16,9 +15,8 @@ import numpy as np
 
 from adadfq_lab.game.history import History
 from adadfq_lab.views.axes import typeset
-from adadfq_lab.views.charts import Panel, standing_alone
+from adadfq_lab.views.charts import Panel, as_images
 from adadfq_lab.views.game_panels import COLUMNS, describe, panels, svg
-from adadfq_lab.views.images import data_url
 from adadfq_lab.views.plotly_charts import axis, plotly_figure, rules, traces
 from adadfq_lab.views.style import TEXT, import_renderers
 
@@ -40,14 +38,14 @@ def html_widget() -> Any:
 
 
 def picture(drawn: str, words: str) -> Bundle:
-    """A chart as ordinary output that needs neither kernel nor JavaScript.
+    """A chart as ordinary output that needs neither kernel nor JavaScript."""
+    return {"text/html": as_images(drawn, TEXT), "text/plain": f"[figure] {words}"}
 
-    An image by address and not inline SVG, which JupyterLab removes from notebooks that it does not trust.
-    """
-    content = standing_alone(drawn, TEXT).encode()
-    style = "width:100%;max-width:880px"
-    image = f'<img alt="{escape(words)}" style="{style}" src="{data_url(content, "image/svg+xml")}">'
-    return {"text/html": image, "text/plain": f"[figure] {words}"}
+
+def widget_bundle(widget: Any, plain: Bundle) -> Bundle:
+    """A widget as output, with `plain` for pages that have no widgets."""
+    view = {"version_major": 2, "version_minor": 0, "model_id": widget.model_id}
+    return {"application/vnd.jupyter.widget-view+json": view, **plain}
 
 
 class Shown:
@@ -68,8 +66,7 @@ class Shown:
         with self._lock:
             bundle = self.plain
             if bundle is None:
-                view = {"version_major": 2, "version_minor": 0, "model_id": self.widget.model_id}
-                bundle = {"application/vnd.jupyter.widget-view+json": view, "text/plain": "a live run"}
+                bundle = widget_bundle(self.widget, {"text/plain": "a live run"})
             self._handles.append(_ipython().display(bundle, raw=True, display_id=True))
 
     def replace(self, bundle: Bundle) -> None:
