@@ -23,6 +23,8 @@ from adadfq_lab.game.dials import FREE, Dials
 from adadfq_lab.game.game import Game
 from adadfq_lab.game.plane import SIDE, Field, field, plane_game, plane_teacher
 from adadfq_lab.views import controls
+from adadfq_lab.views.charts import as_images
+from adadfq_lab.views.renderers import widget_bundle
 from adadfq_lab.views.style import BOUND_COLOUR, INSIDE, PLAYER, TEXT
 
 WIDTH = 440  # pixels of the square's side
@@ -121,9 +123,11 @@ def plane_picture(
         f'<text x="{MARGIN - 8}" y="{WIDTH - (v / SIDE + 1) / 2 * WIDTH + 5:.0f}" text-anchor="end">{v}</text>'
         for v in (-2, -1, 0, 1, 2)
     )
+    wide = WIDTH + MARGIN + 200
     return (
-        f'<svg role="img" aria-label="{escape(alt)}" viewBox="0 -6 {WIDTH + MARGIN + 200} {WIDTH + 44}" '
-        f'style="width:100%;max-width:{WIDTH + MARGIN + 200}px" font-size="14" font-family="sans-serif" fill="{TEXT}">'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide} {WIDTH + 50}" role="img" aria-label="{escape(alt)}" '
+        f'style="width:100%;max-width:{wide}px;height:auto" font-size="14" font-family="sans-serif" fill="{TEXT}">'
+        '<g transform="translate(0,6)">'
         f'<image x="{MARGIN}" y="0" width="{WIDTH}" height="{WIDTH}" preserveAspectRatio="none" href="{_png(values)}"/>'
         + stroke(borders(seen.teacher), PLAYER["P"], 2.5)
         + stroke(borders(seen.student), PLAYER["Q"], 2.0, "6 3")
@@ -134,7 +138,7 @@ def plane_picture(
         + f'<text x="{MARGIN + WIDTH / 2}" y="{WIDTH + 36}" text-anchor="middle">x₁</text>'
         + f'<text x="12" y="{WIDTH / 2}" text-anchor="middle">x₂</text>'
         + legend
-        + "</svg>"
+        + "</g></svg>"
     )
 
 
@@ -261,7 +265,8 @@ class PlaneExplorer:
         self.status.value = controls.status(f"round {self.game.index}")
 
     def _ipython_display_(self) -> None:
-        import_module("IPython.display").display(self.box)
+        still = {"text/html": as_images(self.output.value, TEXT), "text/plain": "a widget; it needs a running kernel"}
+        import_module("IPython.display").display(widget_bundle(self.box, still), raw=True)
 
 
 def plane_explorer(dials: Dials = FREE, *, seed: int = 0) -> PlaneExplorer:
