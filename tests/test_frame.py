@@ -1,5 +1,6 @@
 """The project's frame: what is declared in several places agrees, and what is built contains what it must."""
 
+import importlib.util
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 import adadfq_lab as lab
+from adadfq_lab import _moved
 from adadfq_lab.cli import listing
 
 ROOT = Path(__file__).parents[1]
@@ -190,9 +192,14 @@ def test_old_module_paths_keep_working():
     answer = subprocess.run([sys.executable, "-m", "adadfq_lab.grids"], capture_output=True, text=True, cwd=ROOT)
     assert answer.returncode == 2
     assert "adadfq_lab.grids is now adadfq_lab.studies.grid" in answer.stderr
-    with pytest.warns(FutureWarning, match=r"adadfq_lab\.teachers is now"):
+    with pytest.warns(FutureWarning, match=r"adadfq_lab\.teachers\.load_teacher is now adadfq_lab\.teacher\.teacher_files\."):
         from adadfq_lab.teachers import load_teacher
-    assert load_teacher is lab.load_teacher
+    with pytest.warns(FutureWarning, match=r"adadfq_lab\.student\.traced is now adadfq_lab\.teacher\.tracing\."):
+        from adadfq_lab.student import traced
+    assert load_teacher is lab.load_teacher and callable(traced)
+    for old, homes in _moved.MOVED.items():
+        for home in homes:
+            assert importlib.util.find_spec(f"adadfq_lab.{home}"), f"{old} is not at {home}"
 
 
 def test_help_and_version_import_no_torch():
