@@ -33,8 +33,8 @@ estimates runs.estimates machine.timing
 evaluation data.accuracy
 evidence studies.paper_figures
 exercises course.exercises.catalogue
-exercises_foundations course.exercises.foundations
-exercises_game course.exercises.game
+exercises_foundations course.exercises.disagreement course.exercises.imagining course.exercises.quantization
+exercises_game course.exercises.game course.exercises.rounds
 exercises_integers course.exercises.integers
 exercises_methods course.exercises.methods
 exercises_training course.exercises.training

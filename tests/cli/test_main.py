@@ -261,7 +261,7 @@ def mistake(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
             "options: --warmup 20; Perhaps you meant: --warmup INT of adadfq grid or adadfq train; see",
         ),
         ("train --batchh 3", "Unrecognized options: --batchh, 3; Perhaps you meant: --batch INT; see adadfq train --help"),
-        ("trian", "Unrecognized options: trian; Available subcommands: demo, train, recipes"),
+        ("trian", "Unrecognized options: trian; Available subcommands: demo, quantize, train, recipes"),
         ("verify", "PATH What `adadfq export` wrote. (required); see adadfq verify --help"),
         ("train --seed -1", "seed must be at least 0 and less than 2^63, not -1"),
         ("train --set seed=99999999999999999999", "seed must be at least 0 and less than 2^63"),

@@ -653,6 +653,5 @@ def test_a_network_that_gives_more_than_logits_is_refused():
         def forward(self, x):
             return self.network(x), x
 
-    teacher = wrap_teacher(Both(), input_shape=SHAPE, classes=CLASSES, mean=(0.5, 0.5), std=(0.25, 0.25))
-    with pytest.raises(UserError, match="P gives a tuple, not one tensor of logits"):
-        tiny_game(teacher=teacher)
+    with pytest.raises(UserError, match="Both gives a tuple for 2 images, not one tensor of logits"):
+        wrap_teacher(Both(), input_shape=SHAPE, classes=CLASSES, mean=(0.5, 0.5), std=(0.25, 0.25))

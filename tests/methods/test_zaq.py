@@ -113,14 +113,13 @@ def test_running_statistics_are_those_of_the_images():
 def test_evaluating_moves_neither_ranges_nor_batch_norms(generator):
     """Real images never calibrate: in the midst of observation nothing in Q changes, and it is in eval mode as before."""
     game = play(tiny_game(zaq(), warmup=0, student_lr=RATE), 2)
-    assert game.student.observing
+    assert game.index in game.schedule.observed(game.method)
     before = state(game)
     images = torch.randint(256, (20, *SHAPE), generator=generator).to(torch.uint8)
     data = ImageSet("noise", "test", images, torch.arange(20) % CLASSES, tuple("abcde"), "noise")
     accuracy(game.student, data, game.teacher.normalize)
     game.generate(torch.arange(CLASSES))
     assert changed(before, state(game)) == set()
-    assert game.student.observing
     assert not any(m.training or not getattr(m, "track_running_stats", True) for m in game.student.modules())
     kept = ranges(game)
     play(game, 1)

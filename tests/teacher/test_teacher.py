@@ -189,7 +189,7 @@ def refused(path: Path | str, reason: str) -> None:
 def test_wrong_teacher_files_are_refused_in_one_line(tmp_path, generator):
     """Missing, truncated, altered, of another kind, of another or an unknown network: each is told from the others."""
     refused("no_such_teacher", "shipped are fashion_mnist_resnet20, cifar10_resnet20")
-    refused(tmp_path, "damaged or not a safetensors file")
+    refused(tmp_path, "is a folder; give a file")
     path = tmp_path / "tiny.safetensors"
     save_teacher(tiny(generator), path)
     tensors, meta, _ = load_tensors(path)
