@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable
 from importlib.abc import InspectLoader, Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
 
@@ -104,7 +105,7 @@ def old_names(old: str, *homes: str) -> Callable[[str], Any]:
     """A module's `__getattr__` that finds the names of `adadfq_lab.old` in `homes`, modules of this package."""
 
     def find(name: str) -> Any:
-        if not name.startswith("__"):
+        if not name.startswith("__") and not _is_submodule(old, name):
             for home in homes:
                 module = importlib.import_module(f"adadfq_lab.{home}")
                 if hasattr(module, name):
@@ -115,6 +116,12 @@ def old_names(old: str, *homes: str) -> Callable[[str], Any]:
         raise AttributeError(f"module 'adadfq_lab.{old}' has no attribute {name!r}")
 
     return find
+
+
+def _is_submodule(package: str, name: str) -> bool:
+    """Whether `from adadfq_lab.PACKAGE import NAME` asks for a module of the package, which Python imports by itself."""
+    paths = getattr(sys.modules.get(f"adadfq_lab.{package}"), "__path__", ())
+    return any((Path(path) / f"{name}.py").exists() or (Path(path) / name).is_dir() for path in paths)
 
 
 class _Alias(Loader):

@@ -1,5 +1,6 @@
 """The project's frame: what is declared in several places agrees, and what is built contains what it must."""
 
+import importlib
 import importlib.util
 import os
 import re
@@ -197,6 +198,8 @@ def test_old_module_paths_keep_working():
     with pytest.warns(FutureWarning, match=r"adadfq_lab\.student\.traced is now adadfq_lab\.teacher\.tracing\."):
         from adadfq_lab.student import traced
     assert load_teacher is lab.load_teacher and callable(traced)
+    with pytest.raises(AttributeError):  # a module of the new folder: Python imports it, no old home is asked
+        importlib.import_module("adadfq_lab.course").__getattr__("slips")
     for old, homes in _moved.MOVED.items():
         for home in homes:
             assert importlib.util.find_spec(f"adadfq_lab.{home}"), f"{old} is not at {home}"

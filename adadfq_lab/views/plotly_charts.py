@@ -42,8 +42,9 @@ def plotly_figure(
     made.update_layout(template=TEMPLATE, width=width, height=height * rows, barmode="stack", bargap=0.05, showlegend=True)
     made.update_layout(shapes=shapes, annotations=notes, meta={"alt": alt}, hovermode="closest")
     if many:
-        made.update_layout(margin={"t": 40, "b": 40, "l": 50, "r": 10}, font={"size": 12})
-        made.update_layout(legend={"orientation": "h", "y": -0.09, "yanchor": "top"})
+        made.update_layout(margin={"t": 40, "b": 90, "l": 50, "r": 10}, font={"size": 12})
+        below = -55 / (height * rows - 130)  # of the height of the axes: under the labels of the lowest row
+        made.update_layout(legend={"orientation": "h", "y": below, "yanchor": "top"})
         made.update_annotations(font={"size": 14, "color": TEXT}, selector=lambda note: note.text in titles)
     else:
         made.update_layout(title={"text": titles[0]})
