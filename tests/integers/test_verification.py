@@ -430,5 +430,5 @@ def test_images_that_do_not_fit_are_one_line(exported, tmp_path):
 
 def test_without_onnx_runtime_there_is_a_line_on_what_to_install(exported, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
-    with pytest.raises(UserError, match=r'the package onnxruntime is missing; pip install "adadfq-lab\[export\]"'):
+    with pytest.raises(UserError, match=r'the package onnxruntime is missing; pip install "\.\[export\]"'):
         verify(exported.file)
