@@ -21,6 +21,7 @@ COMMANDS = {
     "methods": "studies.methods",
     "fidelity": "studies.fidelity",
     "bench": "studies.bench",
+    "drop-curve": "studies.drop_curve",
     "course": "course.course",
 }
 """Each command: the module of this folder and the function that it calls."""

@@ -182,7 +182,7 @@ def bench(
     logs: bool = False,
     json: Json = False,
 ) -> None:
-    """Time a round against a textbook round and against the convolutions alone, in one process, interleaved.
+    """Time a round against a textbook round, a careful one and the convolutions alone, in one process, interleaved.
 
     For example: adadfq bench --batch 4 --rounds 5
 
@@ -205,10 +205,69 @@ def bench(
     rows = [
         ("round", f"{b.round_ms:8.1f} ms   {1e3 / b.round_ms:.1f} rounds/s"),
         ("textbook round", f"{b.textbook_ms:8.1f} ms   {b.textbook_ratio:.2f} x the round"),
+        ("careful round", f"{b.careful_ms:8.1f} ms   {b.careful_ratio:.2f} x the round"),
         ("its convolutions alone", f"{b.floor_ms:8.1f} ms   the round is {b.floor_ratio:.2f} x this floor"),
         ("round in bf16", f"{b.bf16_ms:8.1f} ms"),
         ("peak memory", f"{b.peak_mb:8.0f} MB"),
-        ("largest difference", f"{b.max_relative_difference:8.1e}   relative, fast against textbook round, in float64"),
+        (
+            "largest difference",
+            f"{b.max_relative_difference:8.1e}   relative, against the textbook and careful rounds, in float64",
+        ),
     ]
     text = f"{teacher}, {bits}, batch {batch}, {b.threads} thread{'s' * (b.threads != 1)}, medians of {rounds}\n"
     say(dataclasses.asdict(b), text + "\n".join(f"{name:24}{figure}" for name, figure in rows), json)
+
+
+def drop_curve(
+    teacher: str = "cifar10_resnet20",
+    method: str = "adadfq+",
+    bits: str = "3w3a",
+    warmups: tuple[int, ...] = (20,),
+    rates: tuple[float, ...] = (),
+    updates: tuple[int, ...] = (0, 5, 10, 25, 50, 100, 180, 400),
+    seeds: tuple[int, ...] = (0,),
+    goals: tuple[float, ...] = (9.0, 5.0, 4.0, 3.0),
+    data: str = "",
+    split: Literal["train", "test"] = "train",
+    images: int = 2000,
+    json: Json = False,
+) -> None:
+    """Find how many seconds a method needs to come within so many points of its teacher.
+
+    Plays one game for each warm-up, rate and seed, and measures its student on the way. Choose on training images, then confirm
+    the choice once on test images. For example: adadfq drop-curve --warmups 5 20 200 --rates 1e-4 1e-3
+
+    Args:
+        teacher: A shipped teacher's name or a teacher file.
+        method: One; `adadfq methods` lists them.
+        bits: Of weights and activations.
+        warmups: Rounds in which only the generator learns.
+        rates: Q's learning rates; the method's own if not given.
+        updates: Of Q, after which it is measured.
+        seeds: Each plays every setting.
+        goals: Drops in points; the quickest setting is named for each.
+        data: Images to measure on; what the teacher was trained on if empty.
+        split: train to choose, test to confirm.
+        images: How many of them; 0 for all.
+    """
+    from adadfq_lab.data.loading import load_data
+    from adadfq_lab.runs.players import fitting_data
+    from adadfq_lab.studies import drop_curve as curve
+    from adadfq_lab.studies.bench import textbook_seconds
+
+    P = load_teacher(teacher)
+    measured = fitting_data(P, load_data(data or P.info.data, split).take(images or None))
+    settings = [curve.Setting(warmup, rate) for warmup in warmups for rate in rates or (None,)]
+    points = []
+    for seed in seeds:
+        for setting in settings:
+            for point in curve.play(P, measured, setting, method=method, bits=bits, seed=seed, at=updates):
+                points.append(point)
+                print(
+                    f"seed {seed}, {setting}: {point.updates} updates, drop {point.drop:.2f}, {point.seconds:.1f} s",
+                    file=sys.stderr,
+                )
+    textbook, found = textbook_seconds(P, bits=bits), curve.means(points)
+    plain = {"teacher": teacher, "method": method, "bits": bits, "source": measured.source, "textbook_seconds": textbook}
+    head = f"{method}, {bits}, {teacher}, measured on {measured.source}; seeds {' '.join(map(str, seeds))}\n"
+    say(plain | {"points": [dataclasses.asdict(p) for p in points]}, head + curve.table(found, textbook, goals), json)

@@ -1,13 +1,14 @@
 """How fast is a round, and how fast could it be? `adadfq bench` answers in one process, interleaved.
 
-Three things are timed on the same state and the same draws:
+Four things are timed on the same state and the same draws:
 
 * `Game.round`, as played;
 * a *textbook* round, straight from the paper in the obvious way: contiguous layout, gradients to everything, Q run twice,
   quantizers out of separate elementwise operations, statistics by hooks;
+* a *careful* round, the same as a competent engineer writes it: P frozen, channels last, fused optimizers, Q run once;
 * the *floor*: only the convolutions that any such round must do, with the generator's upsampling in its cheap form.
 
-Before anything is timed, both rounds are played in float64 from one state and must agree in every loss and every weight: the
+Before anything is timed, the rounds are played in float64 from one state and must agree in every loss and every weight: the
 fast round is the same mathematics, or it does not count.
 """
 
@@ -43,9 +44,11 @@ class Bench:
 
     round_ms: float
     textbook_ms: float
+    careful_ms: float
     floor_ms: float
     bf16_ms: float
     textbook_ratio: float
+    careful_ratio: float
     floor_ratio: float
     peak_mb: float
     max_relative_difference: float
@@ -102,16 +105,20 @@ def _swap(module: nn.Module, kind: type, make: Callable[[Any], nn.Module]) -> No
 
 
 class Textbook:
-    """The game's round as one would first write it, on copies of the game's players and optimizers, past the observation."""
+    """The game's round as one would first write it, on copies of the game's players and optimizers, past the observation.
 
-    def __init__(self, game: Game) -> None:
-        self.game = game
-        layout = torch.contiguous_format
-        self.teacher = copy.deepcopy(game.teacher.network).requires_grad_(True).to(memory_format=layout)
+    careful: as one would write it at second thought
+    """
+
+    def __init__(self, game: Game, *, careful: bool = False) -> None:
+        self.game, self.careful = game, careful
+        layout = torch.channels_last if careful else torch.contiguous_format
+        self.teacher = copy.deepcopy(game.teacher.network).requires_grad_(not careful).to(memory_format=layout)
         self.generator = copy.deepcopy(game.generator).to(memory_format=layout)
         self.student = copy.deepcopy(game.student).to(memory_format=layout)
-        # The fast generator lays its first map out channels last, and convolutions keep that: undo it.
-        self.generator.get_submodule("norm0").register_forward_hook(lambda module, inputs, out: out.contiguous())
+        if not careful:
+            # The fast generator lays its first map out channels last, and convolutions keep that: undo it.
+            self.generator.get_submodule("norm0").register_forward_hook(lambda module, inputs, out: out.contiguous())
         self.statistics: list[BatchStatistics] = []
         for module in self.teacher.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -121,12 +128,15 @@ class Textbook:
         for module in self.generator.modules():
             if isinstance(module, UpsampleConv2d):
                 module.forward = partial(_direct_upsample, module)  # type: ignore[method-assign]
-        self.adam = torch.optim.Adam(self.generator.parameters(), game.rates.generator_lr, betas=(0.5, 0.999), foreach=False)
+        how = {"fused": True} if careful else {"foreach": False}
+        self.adam = torch.optim.Adam(self.generator.parameters(), game.rates.generator_lr, betas=(0.5, 0.999), **how)
         self.sgd = torch.optim.SGD(
-            self.student.parameters(), game.rates.student_lr, momentum=0.9, weight_decay=1e-4, nesterov=True, foreach=False
+            self.student.parameters(), game.rates.student_lr, momentum=0.9, weight_decay=1e-4, nesterov=True, **how
         )
         for mine, its in ((self.adam, game.generator_optimizer), (self.sgd, game.student_optimizer)):
             mine.load_state_dict({**copy.deepcopy(its.state_dict()), "param_groups": mine.state_dict()["param_groups"]})
+            for parameter, state in mine.state.items():  # a fused step takes it for granted that both lie alike in memory
+                state |= {k: torch.empty_like(parameter).copy_(v) for k, v in state.items() if v.shape == parameter.shape}
 
     def _observe(self, module: nn.BatchNorm2d, inputs: tuple[Tensor], output: Tensor) -> None:
         x = inputs[0]
@@ -143,13 +153,19 @@ class Textbook:
         r = Round(game.index, x, y, z_p, z_q, self.statistics, game.bounds, game.fidelity)
         terms_g = game.method.generator_loss(r)
         self.adam.zero_grad()
-        sum(terms_g.values(), torch.zeros(())).backward()
-        self.adam.step()
-        x, z_p = x.detach(), z_p.detach()
-        r = Round(game.index, x, y, z_p, self.student(x), self.statistics, game.bounds, game.fidelity)
+        # Without `inputs` gradients go to everything.
+        only = {"inputs": list(self.generator.parameters()), "retain_graph": True} if self.careful else {}
+        sum(terms_g.values(), torch.zeros(())).backward(**only)
+        if not self.careful:
+            self.adam.step()
+            x, z_p = x.detach(), z_p.detach()
+            r = Round(game.index, x, y, z_p, self.student(x), self.statistics, game.bounds, game.fidelity)
         terms_q = game.method.student_loss(r)
         self.sgd.zero_grad()
-        sum(terms_q.values(), torch.zeros(())).backward()
+        only = {"inputs": [p for p in self.student.parameters() if p.requires_grad]} if self.careful else {}
+        sum(terms_q.values(), torch.zeros(())).backward(**only)
+        if self.careful:
+            self.adam.step()
         self.sgd.step()
         return {f"generator.{k}": v for k, v in terms_g.items()} | {f"student.{k}": v for k, v in terms_q.items()}
 
@@ -201,8 +217,8 @@ def _game(teacher: Teacher, batch: int, bits: str, precision: Any = "float32") -
     return Game(teacher, quantize(teacher, bits), make_method("adadfq"), schedule=schedule, precision=precision)
 
 
-def relative_difference(teacher: Teacher, batch: int, bits: str) -> float:
-    """The largest relative difference between the fast and the textbook round, over loss terms and weights, in float64.
+def relative_difference(teacher: Teacher, batch: int, bits: str, *, careful: bool = False) -> float:
+    """The largest relative difference of the fast from the textbook (or careful) round, in loss terms and weights, in float64.
 
     Weights are compared tensor by tensor: |difference| / |tensor| in the 2-norm.
     """
@@ -211,7 +227,7 @@ def relative_difference(teacher: Teacher, batch: int, bits: str) -> float:
         module.double()
     for _ in game.play(6):
         pass
-    textbook = Textbook(game)
+    textbook = Textbook(game, careful=careful)
     state = game.random.get_state()
     expected = textbook.round(*game.draw())
     game.random.set_state(state)
@@ -234,6 +250,15 @@ def _interleaved(kinds: list[Callable[[], object]], rounds: int, *, warm: int = 
     return times
 
 
+def textbook_seconds(teacher: Teacher, *, batch: int = 16, bits: str = "3w3a", rounds: int = 5) -> float:
+    """The median time of `rounds` textbook rounds, in seconds."""
+    game = _game(teacher, batch, bits)
+    for _ in game.play(4):
+        pass
+    textbook = Textbook(game)
+    return median(_interleaved([lambda: textbook.round(*game.draw())], rounds)[0]) / 1e3
+
+
 def bench(teacher: Teacher, *, batch: int = 16, bits: str = "3w3a", rounds: int = 20) -> Bench:
     """Times `rounds` rounds of each kind, one after the other in turn, after checking that they agree."""
     if rounds < 1:
@@ -242,17 +267,20 @@ def bench(teacher: Teacher, *, batch: int = 16, bits: str = "3w3a", rounds: int 
     for _ in game.play(10):
         pass
     held = peak(game.device)
-    difference = relative_difference(teacher, batch, bits)
-    textbook, floor = Textbook(game), Floor(game)
-    fast, slow, least = _interleaved([game.round, lambda: textbook.round(*game.draw()), floor], rounds)
+    difference = max(relative_difference(teacher, batch, bits, careful=careful) for careful in (False, True))
+    others = [Textbook(game), Textbook(game, careful=True)]
+    written = [lambda other=other: other.round(*game.draw()) for other in others]
+    fast, slow, careful, least = _interleaved([game.round, *written, Floor(game)], rounds)
     # By itself, and a round or two: a processor without bf16 arithmetic takes many times as long.
     (low,) = _interleaved([_game(teacher, batch, bits, "bf16").round], min(rounds, 2), warm=1)
     return Bench(
         round_ms=median(fast),
         textbook_ms=median(slow),
+        careful_ms=median(careful),
         floor_ms=median(least),
         bf16_ms=median(low),
         textbook_ratio=median(b / a for a, b in zip(fast, slow, strict=True)),
+        careful_ratio=median(b / a for a, b in zip(fast, careful, strict=True)),
         floor_ratio=median(a / b for a, b in zip(fast, least, strict=True)),
         peak_mb=held,
         max_relative_difference=difference,

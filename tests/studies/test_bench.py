@@ -16,10 +16,11 @@ from adadfq_lab.studies.bench import Bench, Floor, Textbook, relative_difference
 from adadfq_lab.teacher.networks import resnet8
 
 
+@pytest.mark.parametrize("careful", [False, True])
 @pytest.mark.parametrize("bits", ["3w3a", "5w4a"])
-def test_the_round_is_the_textbook_round(bits):
+def test_the_round_is_the_textbook_round(bits, careful):
     """Every loss term and every weight after the step, in float64."""
-    assert relative_difference(tiny_teacher(), BATCH, bits) < 1e-5
+    assert relative_difference(tiny_teacher(), BATCH, bits, careful=careful) < 1e-5
 
 
 def unbiased(self: Textbook, module: Any, inputs: Any, output: Any) -> None:
