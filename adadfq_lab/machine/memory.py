@@ -14,8 +14,6 @@ try:
 except ImportError:  # on Windows
     resource = None  # type: ignore[assignment]
 
-_SAYS = ("out of memory", "can't allocate memory", "not enough memory", "CUDNN_STATUS_ALLOC_FAILED")
-
 
 def forget_peak() -> None:
     """Counts peaks from here on, where the system can: /proc/self/clear_refs takes a 5 for it."""
@@ -40,10 +38,13 @@ def peak(device: torch.device) -> float:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether `error` says that memory did not suffice, a GPU's or the machine's."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in _SAYS)
+    """Whether `error` means that there was too little memory, on a GPU or on the machine.
+
+    Only the text tells for the CPU allocator, cuBLAS and cuDNN: PyTorch raises a plain RuntimeError for them.
+    """
+    texts = ("out of memory", "can't allocate memory", "not enough memory", "_STATUS_ALLOC_FAILED")
+    by_type = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return by_type or (isinstance(error, RuntimeError) and any(text in str(error) for text in texts))
 
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # mallopt's names for what it sets, from glibc's malloc.h

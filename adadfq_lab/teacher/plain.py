@@ -87,9 +87,7 @@ def _bake(name: str, module: nn.Module) -> None:
     """Makes every computed weight of `module` itself a parameter with the value it has in eval mode."""
     try:
         if parametrize.is_parametrized(module):
-            kind = type(module)  # made for the original, and shared with it: removal would take its weight as well
-            own = {k: v for k, v in vars(kind).items() if k not in ("__dict__", "__weakref__")}
-            module.__class__ = type(kind.__name__, kind.__bases__, own)
+            _own_class(module)
             for weight in list(module.parametrizations):  # type: ignore[arg-type]
                 parametrize.remove_parametrizations(module, weight, leave_parametrized=True)
         for hook in list(module._forward_pre_hooks.values()):
@@ -112,6 +110,17 @@ def _bake(name: str, module: nn.Module) -> None:
                 "or remove the hook and set the weight"
             )
         module.register_parameter("weight", nn.Parameter(weight.detach().clone()))
+
+
+def _own_class(module: nn.Module) -> None:
+    """Gives a parametrized module a class of its own.
+
+    `register_parametrization` makes a class for one module and sets `__class__`; a copy of the module shares it, and
+    `remove_parametrizations` deletes from it, so the original would lose its weight too.
+    """
+    shared = type(module)
+    own = {k: v for k, v in vars(shared).items() if k not in ("__dict__", "__weakref__")}
+    module.__class__ = type(shared.__name__, shared.__bases__, own)
 
 
 def _with_plain_norms(network: nn.Module) -> nn.Module:

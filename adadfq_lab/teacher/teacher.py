@@ -139,11 +139,7 @@ def wrap_teacher(
     copy = plain(network).float()
     sha256 = digest({k: v.cpu().contiguous() for k, v in copy.state_dict().items()}, name)
     info = TeacherInfo(name, type(copy).__name__, "", names, shape, *moments, sha256=sha256)
-    teacher = Teacher(copy, info)
-    logits = _try(teacher)
-    if logits is None:
-        teacher = Teacher(copy, info, channels_last=False)
-        logits = _try(teacher)
+    teacher, logits = _in_its_layout(copy, info)
     if not isinstance(logits, Tensor) or logits.dim() != 2:
         what = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
         raise UserError(
@@ -155,18 +151,20 @@ def wrap_teacher(
 
 
 @torch.no_grad()
-def _try(teacher: Teacher) -> object:
-    """What the network gives for two images; None if its layers cannot read the layout of the tensors."""
-    device = next((p.device for p in teacher.parameters()), torch.device("cpu"))
-    x = torch.randn(2, *teacher.info.input_shape, generator=torch.Generator().manual_seed(0)).to(device)
+def _in_its_layout(network: nn.Module, info: TeacherInfo) -> tuple[Teacher, object]:
+    """The teacher and what it gives for two images: channels last if its layers can read that, contiguous if not."""
+    device = next((p.device for p in network.parameters()), torch.device("cpu"))
+    x = torch.randn(2, *info.input_shape, generator=torch.Generator().manual_seed(0)).to(device)
+    x = x.contiguous(memory_format=torch.channels_last)
     try:
-        return teacher(x.contiguous(memory_format=torch.channels_last))
-    except Exception as error:  # whatever foreign code raises
-        if teacher.channels_last and "view size is not compatible" in str(error):
-            return None
-        raise UserError(
-            f"{teacher.info.network} does not take images of shape {teacher.info.input_shape}: {first_line(error)}"
-        ) from error
+        teacher = Teacher(network, info)
+        return teacher, teacher(x)
+    except Exception:  # whatever foreign code raises; if the layout is not the reason, the next lines raise it again
+        teacher = Teacher(network, info, channels_last=False)
+    try:
+        return teacher, teacher(x)
+    except Exception as error:
+        raise UserError(f"{info.network} does not take images of shape {info.input_shape}: {first_line(error)}") from error
 
 
 def _moments(mean: Moments | None, std: Moments | None, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -94,13 +94,15 @@ def alt_text(fig: Any) -> str:
 def import_renderers() -> None:
     """Imports what plotly displays figures with, in a tenth of the time.
 
-    plotly's renderers import nbformat for its version; that imports jsonschema, and that rfc3987_syntax, if there is one, which
-    takes two seconds to compile a grammar of internationalised addresses. Nothing here checks any: it is away for a moment.
+    plotly's renderers import nbformat for its version number. That imports jsonschema, which imports rfc3987_syntax if it is
+    installed, as it is with JupyterLab; and that compiles a grammar of internationalised addresses for two seconds. plotly has
+    no switch for it and an importlib.util.LazyLoader is loaded at once here. So this one import fails, as jsonschema allows;
+    the price is that jsonschema does not check the format "iri" in this process.
     """
     grammar = "rfc3987_syntax"
     if grammar in sys.modules or "jsonschema" in sys.modules:
         return
-    sys.modules[grammar] = None  # type: ignore[assignment]  # the documented way to make an import fail
+    sys.modules[grammar] = None  # type: ignore[assignment]  # how Python documents that an import is made to fail
     try:
         import_module("plotly.io").renderers  # noqa: B018
     finally:
