@@ -20,11 +20,20 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+import torchvision
 from torch import Tensor, nn
 
 from adadfq_lab.data.locations import stub_path
 from adadfq_lab.errors import UserError, first_line
+from adadfq_lab.game.game import Game
+from adadfq_lab.game.schedule import Schedule
+from adadfq_lab.integers.export import export_onnx
+from adadfq_lab.integers.runtimes import load
 from adadfq_lab.machine.files import write_atomically
+from adadfq_lab.methods.adadfq import adadfq
+from adadfq_lab.student.layers import QuantConv2d
+from adadfq_lab.student.quantize import quantize
+from adadfq_lab.teacher.teacher import wrap_teacher
 
 TIMM = (
     *("resnet50", "resnet26d", "resnext50_32x4d", "seresnet50", "ecaresnet26t", "res2net50_26w_4s", "skresnet18", "resnest14d"),
@@ -48,8 +57,6 @@ Row = dict[str, Any]
 
 def names() -> list[str]:
     """The networks, as `source:name`."""
-    import torchvision
-
     return [f"torchvision:{name}" for name in torchvision.models.list_models(module=torchvision.models)] + [
         f"timm:{name}" for name in TIMM
     ]
@@ -60,12 +67,10 @@ def build(name: str) -> nn.Module:
     torch.manual_seed(0)
     source, _, kind = name.partition(":")
     if source == "timm":
-        import timm
+        import timm  # of the extra `zoo`
 
         network: nn.Module = timm.create_model(kind, num_classes=10)
         return network
-    import torchvision
-
     auxiliary = {"aux_logits": False} if kind in ("googlenet", "inception_v3") else {}
     network = torchvision.models.get_model(kind, weights=None, num_classes=10, **auxiliary)
     return network
@@ -146,13 +151,6 @@ def _smallest_side(network: nn.Module) -> int:
 
 
 def _whole_way(network: nn.Module, side: int, generator: torch.Generator) -> Row:
-    from adadfq_lab.game.game import Game
-    from adadfq_lab.game.schedule import Schedule
-    from adadfq_lab.methods.adadfq import adadfq
-    from adadfq_lab.student.layers import QuantConv2d
-    from adadfq_lab.student.quantize import quantize
-    from adadfq_lab.teacher.teacher import wrap_teacher
-
     row: Row = {}
     x = _images(8, side, generator)
     layers = called(network, x)
@@ -186,9 +184,6 @@ def _whole_way(network: nn.Module, side: int, generator: torch.Generator) -> Row
 
 
 def _export(Q: Any, P: Any, x: Tensor) -> Row:
-    from adadfq_lab.integers.export import export_onnx
-    from adadfq_lab.integers.runtimes import load
-
     with TemporaryDirectory() as folder:
         try:
             file = load(export_onnx(Q, Path(folder) / "q.onnx", P).file)

@@ -120,7 +120,7 @@ class Verdict:
         )
 
     def _ipython_display_(self) -> None:
-        from IPython import display
+        from IPython import display  # only a notebook has it
 
         display.display(display.HTML(self._repr_html_()))  # type: ignore[no-untyped-call]
         if self.figure is not None:

@@ -91,7 +91,7 @@ class Quiz:
         )
 
     def _ipython_display_(self) -> None:
-        from IPython import display
+        from IPython import display  # only a notebook has it
 
         shown: dict[str, Any] = {"text/plain": repr(self), "text/html": self._repr_html_()}
         if self.notebook and in_kernel() and find_spec("ipywidgets"):
@@ -101,7 +101,7 @@ class Quiz:
 
     def _widget(self) -> Any:
         """Radio buttons under each question, and what is said to the answer chosen."""
-        import ipywidgets
+        import ipywidgets  # of the extra `notebooks`
 
         parts: list[Any] = []
         for number, question in enumerate(self.questions, 1):

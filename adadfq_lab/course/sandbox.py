@@ -226,7 +226,7 @@ def _listen(pipe: int, end: float) -> tuple[bytearray, bool]:
 
 def _limit(seconds: float, megabytes: int) -> None:
     """Limits of this process: processor time, memory beyond what it has now, no files, no core dumps, few processes."""
-    import resource
+    import resource  # Windows has none
 
     def at_most(what: int, value: int) -> None:
         with suppress(OSError, ValueError):

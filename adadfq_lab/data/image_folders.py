@@ -85,7 +85,7 @@ def decode(path: Path, shape: tuple[int, ...] = SHAPE) -> Tensor:
     resized to just that size, so that a file which has it stays as it is. Raises UserError for a file that is not an image, or
     one of 32-bit numbers, whose white is not known.
     """
-    from torchvision.transforms import functional
+    from torchvision.transforms import functional  # slow to import, and only files need it
 
     try:
         with Image.open(path) as file:

@@ -81,6 +81,6 @@ def chosen(labels: Tensor, count: int | None) -> tuple[Tensor, str] | None:
 
 def imagenet_classes() -> tuple[str, ...]:
     """The names of ImageNet's 1,000 classes, in the order of their WordNet ids: the order of every network's outputs."""
-    from torchvision import models
+    from torchvision import models  # slow to import
 
     return tuple(models.ResNet18_Weights.IMAGENET1K_V1.meta["categories"])

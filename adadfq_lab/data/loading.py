@@ -165,7 +165,7 @@ def _from_idx(name: str, split: str, folder: Path) -> ImageSet:
 
 
 def _from_torchvision(name: str, split: str, *, download: bool) -> ImageSet | None:
-    from torchvision import datasets
+    from torchvision import datasets  # slow to import
 
     kind = {"fashion_mnist": datasets.FashionMNIST, "cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
     try:

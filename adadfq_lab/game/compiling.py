@@ -61,7 +61,7 @@ class Forwards:
         if function not in self._compiled:
             mode = "reduce-overhead" if self.how == "graphs" else None
             self._compiled[function] = torch.compile(function, backend=BACKEND, dynamic=False, mode=mode)
-        from torch._dynamo.exc import TorchDynamoException
+        from torch._dynamo.exc import TorchDynamoException  # the compiler is slow to import
 
         try:
             return self._compiled[function](*tensors)
@@ -79,7 +79,7 @@ def _prepare() -> None:
     Compiled code is kept for each function's source, which all games share, and for eight variants of it: without a fresh start
     the ninth game of a process would not be compiled.
     """
-    import torch._functorch.config as options
+    import torch._functorch.config as options  # likewise
 
     torch.compiler.reset()
     options.donated_buffer = False

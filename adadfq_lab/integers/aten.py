@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._decomp import core_aten_decompositions
 
 from adadfq_lab.integers.calls import Call, name_of
 from adadfq_lab.student.layers import QuantConv2d, QuantLayer
@@ -38,8 +39,6 @@ def form(call: Call) -> Form:
 @functools.cache
 def decompositions() -> dict[Any, Callable[..., Any]]:
     """PyTorch's own decompositions into simpler calls, of the calls that have no reader here."""
-    from torch._decomp import core_aten_decompositions
-
     known = FORMS.keys() | PARTS.keys()
     return {op: rule for op, rule in core_aten_decompositions().items() if op._schema.name.split("::")[1] not in known}
 

@@ -10,6 +10,7 @@ Three environment variables:
 import os
 import platform
 import sys
+from importlib import import_module
 from importlib.machinery import PathFinder
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -116,8 +117,6 @@ INSTALL = 'pip install ".[export]"'
 
 def import_extra(name: str, install: str = INSTALL) -> ModuleType:
     """An optional package. Raises UserError with the command that installs it if it is missing."""
-    from importlib import import_module
-
     try:
         return import_module(name)
     except ImportError:

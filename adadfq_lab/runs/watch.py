@@ -346,7 +346,7 @@ def scalars(line: dict[str, Any]) -> dict[str, float]:
 def to_tensorboard(folder: Path, logs: Path) -> None:
     """Writes a run's log to TensorBoard's `logs` as it grows. Raises UserError where TensorBoard is not installed."""
     try:
-        from torch.utils.tensorboard import SummaryWriter
+        from torch.utils.tensorboard import SummaryWriter  # needs the extra `tensorboard`
     except ImportError:
         raise UserError("TensorBoard is not installed; pip install '.[tensorboard]'") from None
     with SummaryWriter(str(logs)) as writer:

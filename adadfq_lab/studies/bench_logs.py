@@ -23,6 +23,10 @@ from adadfq_lab.errors import UserError
 from adadfq_lab.game.history import Record, Recorder
 from adadfq_lab.machine.memory import forget_peak, peak
 from adadfq_lab.runs.config import RunConfig
+from adadfq_lab.runs.log import RecordLog, iterate_records
+from adadfq_lab.runs.report import as_history
+from adadfq_lab.runs.watch import Watch
+from adadfq_lab.views.renderers import FigureView, SvgView
 
 ROUNDS = 80_000
 BATCHES = (16, 200)
@@ -72,8 +76,6 @@ def write_log(folder: Path, rounds: int, batch: int) -> Path:
 
 
 def _watch(folder: Path, rounds: int, batch: int) -> float:
-    from adadfq_lab.runs.watch import Watch
-
     begun = time.process_time()
     Watch(folder).look()
     return time.process_time() - begun
@@ -81,31 +83,22 @@ def _watch(folder: Path, rounds: int, batch: int) -> float:
 
 def _resume(folder: Path, rounds: int, batch: int) -> float:
     """Every line is read and checked."""
-    from adadfq_lab.runs.log import RecordLog
-
     begun = time.process_time()
     RecordLog(folder / "records.jsonl", rounds, batch=batch).close()
     return time.process_time() - begun
 
 
 def _report(folder: Path, rounds: int, batch: int) -> float:
-    from adadfq_lab.runs.log import iterate_records
-    from adadfq_lab.runs.report import as_history
-
     begun = time.process_time()
     as_history(iterate_records(folder / "records.jsonl"))
     return time.process_time() - begun
 
 
 def _redraw(folder: Path, rounds: int, batch: int) -> float:
-    from adadfq_lab.views.renderers import SvgView
-
     return _redraws(SvgView(), rounds, batch)
 
 
 def _redraw_widget(folder: Path, rounds: int, batch: int) -> float:
-    from adadfq_lab.views.renderers import FigureView
-
     return _redraws(FigureView(), rounds, batch)
 
 

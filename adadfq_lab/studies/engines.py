@@ -138,7 +138,7 @@ class Play:
 
     def checkpoint(self, folder: str) -> Any:
         """Called by submitit on its signal; the run itself goes on from its last checkpoint."""
-        from submitit.helpers import DelayedSubmission
+        from submitit.helpers import DelayedSubmission  # likewise
 
         return DelayedSubmission(self, folder)
 
@@ -205,7 +205,7 @@ class Slurm:
 
 def _submitit() -> Any:
     try:
-        import submitit
+        import submitit  # of the extra `cluster`
     except ImportError:
         raise UserError("this engine needs submitit: pip install '.[cluster]'; or use --engine local") from None
     return submitit

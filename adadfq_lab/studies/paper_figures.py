@@ -9,6 +9,7 @@ supported" says that the effect is not visible at this scale, no more; and "supp
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -243,8 +244,6 @@ def evidence(name: str) -> Evidence:
 
 def evidence_page(found: Sequence[Evidence]) -> str:
     """One HTML page with claims, measurements, verdicts and figures, without a network."""
-    from html import escape
-
     parts: list[str | go.Figure] = []
     for one in found:
         verdict = "supported" if one.supported else "not supported at this scale"

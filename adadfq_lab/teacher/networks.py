@@ -85,7 +85,7 @@ def build_network(name: str, classes: int, channels: int = 3) -> nn.Module:
     """
     if name in NETWORKS:
         return NETWORKS[name](classes=classes, channels=channels)
-    from torchvision import models
+    from torchvision import models  # slow to import
 
     make = {"resnet50_v1": _resnet50_v1, "mobilenet_v2_full": _mobilenet_v2_full}.get(name)
     if make is None and name not in models.list_models(models):
@@ -99,7 +99,7 @@ def build_network(name: str, classes: int, channels: int = 3) -> nn.Module:
 
 
 def _resnet50_v1(classes: int) -> nn.Module:
-    from torchvision import models
+    from torchvision import models  # slow to import
 
     resnet = models.resnet50(num_classes=classes)
     for stage in (resnet.layer2, resnet.layer3, resnet.layer4):
@@ -109,7 +109,7 @@ def _resnet50_v1(classes: int) -> nn.Module:
 
 
 def _mobilenet_v2_full(classes: int) -> nn.Module:
-    from torchvision import models, ops
+    from torchvision import models, ops  # slow to import
 
     mobilenet = models.mobilenet_v2(num_classes=classes)
     expand = ops.Conv2dNormActivation(32, 32, kernel_size=1, activation_layer=nn.ReLU6)

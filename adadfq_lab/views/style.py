@@ -114,7 +114,7 @@ def show(fig: Any) -> None:
     if not environment.in_kernel():
         print(f"[figure] {alt_text(fig)}")
         return
-    from IPython import display
+    from IPython import display  # only a notebook has it
 
     words = f"<details><summary>Description of the figure</summary><p>{escape(alt_text(fig))}</p></details>"
     import_renderers()

@@ -104,7 +104,7 @@ class OnnxGraph:
 
     def node(self, op: str, inputs: list[str], *outputs: str, **attributes: Any) -> str:
         """A node; returns the name of its first output."""
-        from onnx import helper
+        from onnx import helper  # of the extra `export`
 
         self.nodes.append(helper.make_node(op, inputs, list(outputs), **attributes))
         self.made.update(outputs)
