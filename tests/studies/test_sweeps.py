@@ -141,7 +141,7 @@ def test_adadfq_grid_plays_and_shows(tmp_path, monkeypatch, capsys):
 def test_a_table_is_played_by_an_engine(tmp_path, monkeypatch, capsys):
     """`adadfq table --play --engine inprocess` plays its runs here and shows them."""
     monkeypatch.setenv("ADADFQ_DATA", str(tmp_path))
-    monkeypatch.setattr("adadfq_lab.studies.tables.BUDGETS", {"short": Budget(2, batch=4, warmup=1)})
+    monkeypatch.setattr("adadfq_lab.studies.table_rows.BUDGETS", {"short": Budget(2, batch=4, warmup=1)})
     teacher = tmp_path / "teacher.safetensors"
     saved_teacher(teacher, classes=10, data="cifar10")
     images_for(tmp_path, "cifar10")

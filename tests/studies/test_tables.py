@@ -4,8 +4,6 @@ import csv
 import dataclasses
 import io
 import json
-import math
-import random
 
 import pytest
 from helpers.rows import a_row
@@ -38,22 +36,6 @@ def test_the_long_budget_decays_once():
     schedule = tables.BUDGETS["long"].schedule("adadfq")
     assert schedule.milestones == (200 + 4000,)
     assert [schedule.factor(i) for i in (4199, 4200)] == pytest.approx([1, 0.1])
-
-
-@pytest.mark.parametrize("n", range(2, 11))
-def test_half_width_covers_the_mean_95_times_in_100(n):
-    """Drawn from a normal distribution of known mean, the interval of n values misses the mean in 5 % of 4,000 trials."""
-    dice = random.Random(n)
-    missed = 0
-    for _ in range(4000):
-        values = [dice.gauss(3.0, 2.0) for _ in range(n)]
-        missed += abs(sum(values) / n - 3.0) > tables.half_width(values)
-    assert missed / 4000 == pytest.approx(0.05, abs=4 * math.sqrt(0.05 * 0.95 / 4000))
-
-
-def test_half_width_by_hand():
-    assert tables.half_width([86.0]) is None
-    assert tables.half_width([85.0, 86.0, 87.0]) == pytest.approx(4.303 / math.sqrt(3))
 
 
 def test_a_cell_is_the_mean_of_its_runs_and_the_paper_stays_apart():
@@ -128,31 +110,6 @@ def test_mistakes_end_in_one_line(options, what, tmp_path, monkeypatch, capsys):
         cli.main(["table", *options])
     assert caught.value.code == 2 and what in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
-
-
-def test_difference_by_hand():
-    """Means 3 and 1 with variances 1 and 1 of three values each: 2 +- 2.776 sqrt(2/3), four degrees of freedom (Welch)."""
-    found = tables.difference([2, 3, 4], [0, 1, 2])
-    assert found is not None
-    assert found == pytest.approx((2.0, 2.776 * (2 / 3) ** 0.5), abs=1e-3)
-    assert tables.difference([1.0], [1.0, 2.0]) is None
-    assert tables.difference([1.0, 1.0], [3.0, 3.0]) == (-2.0, 0.0)
-
-
-def test_difference_has_fewer_degrees_where_variances_differ():
-    """One noisy and one exact method: only the noisy one's two degrees of freedom are left, t = 4.303."""
-    found = tables.difference([80.0, 81.0, 82.0], [70.0, 70.0, 70.0])
-    assert found == pytest.approx((11.0, 4.303 * (1 / 3) ** 0.5), abs=1e-3)
-
-
-def test_degrees_of_freedom_are_not_lost_to_rounding():
-    """Eight noisy values against exact ones have seven degrees of freedom, t = 2.365, though floats make 6.999999 of them."""
-    noisy = [80.0 + step for step in (0.0, 0.1, 0.3, 0.4, 0.6, 0.7, 0.9, 1.1)]
-    mean = sum(noisy) / 8
-    error = (sum((value - mean) ** 2 for value in noisy) / 7 / 8) ** 0.5
-    for scale in range(1, 40):
-        found = tables.difference([scale * value for value in noisy], [0.0, 0.0])
-        assert found is not None and found[1] == pytest.approx(2.365 * scale * error, rel=1e-9)
 
 
 def test_shipped_rows_are_of_the_images_that_are_said():
