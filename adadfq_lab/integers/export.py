@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from adadfq_lab.errors import UserError
-from adadfq_lab.integers.layers import Integers, on_cpu, to_integers
+from adadfq_lab.integers.layers import Integers, snapshot, to_integers
 from adadfq_lab.integers.onnx_file.graph import OnnxGraph
 from adadfq_lab.integers.onnx_file.layers import IMAGES, LOGITS, Form, write_operations
 from adadfq_lab.integers.operations import Operation, operations
@@ -106,7 +106,7 @@ def export_onnx(
         raise UserError(f"input_bits must be 8, 16 or 24, not {input_bits}")
     if path.suffix != ".onnx" or not path.parent.is_dir():
         raise UserError(f"{path} must end in .onnx and lie in a folder that exists")
-    student = on_cpu(student)
+    student = snapshot(student)
     table, steps = to_integers(student), operations(student, shape)
     graph = OnnxGraph(student, table, input_bits)
     write_operations(graph, steps, _image_bounds(teacher), form)

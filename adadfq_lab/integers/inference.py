@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adadfq_lab.errors import UserError
-from adadfq_lab.integers.layers import IntegerLayer, Integers, on_cpu, to_integers
+from adadfq_lab.integers.layers import IntegerLayer, Integers, snapshot, to_integers
 from adadfq_lab.integers.operations import Operation, forward_values, operations
 from adadfq_lab.student.layers import QuantConv2d
 from adadfq_lab.student.student import Student
@@ -80,7 +80,7 @@ def run_integer(student: Student, x: Tensor, *, input_bits: int = 24, table: Int
 
     Raises UserError where `x` is no batch of finite images that the student takes, or the student has no integers.
     """
-    student, x = on_cpu(student), _checked(x, input_bits)
+    student, x = snapshot(student), _checked(x, input_bits)
     table = table or to_integers(student)
     values: dict[str, Quantity | Tensor] = {}
     steps = operations(student, tuple(x.shape[1:]))
@@ -97,7 +97,7 @@ def compare_layers(
 
     table: as for `run_integer`
     """
-    student, x = on_cpu(student), _checked(x, input_bits)
+    student, x = snapshot(student), _checked(x, input_bits)
     table, reference = table or to_integers(student), forward_values(student, x)
     values: dict[str, Quantity | Tensor] = {}
     rows: list[LayerComparison] = []

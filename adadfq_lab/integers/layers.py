@@ -105,9 +105,9 @@ class Integers:
     __str__ = table
 
 
-def on_cpu(student: Student) -> Student:
-    """The student, or a copy of it where it lives on another device: integers are computed and written on the CPU."""
-    return student if next(student.parameters()).device.type == "cpu" else copy.deepcopy(student).cpu()
+def snapshot(student: Student) -> Student:
+    """A copy of `student` on the CPU, where integers are computed and written; if its game plays, of the end of a round."""
+    return copy.deepcopy(student).cpu()
 
 
 def to_integers(student: Student) -> Integers:
@@ -118,7 +118,7 @@ def to_integers(student: Student) -> Integers:
     """
     if student.quantization.zero_point != "rounded":
         raise UserError('this student has real zero points, which no integer stands for; quantize with zero_point="rounded"')
-    student = on_cpu(student)
+    student = snapshot(student)
     grids = {name: _grid(name, module) for name, module in student.activations().items()}
     modules = dict(student.graph.named_modules())
     layers: dict[str, IntegerLayer] = {}

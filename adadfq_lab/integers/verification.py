@@ -24,7 +24,7 @@ from adadfq_lab.data.loading import load_data
 from adadfq_lab.errors import UserError
 from adadfq_lab.integers.export import FORMAT, declares_range, sidecar
 from adadfq_lab.integers.float_network import float_network, median_times
-from adadfq_lab.integers.layers import on_cpu, to_integers
+from adadfq_lab.integers.layers import snapshot, to_integers
 from adadfq_lab.integers.operations import operations
 from adadfq_lab.integers.packing import ideal_bytes, pack, unpack
 from adadfq_lab.integers.runtimes import FLOAT_PRODUCTS, INTEGER_CONVS, INTEGER_PRODUCTS, Runtime, available, load
@@ -156,7 +156,7 @@ def verify(
     path = Path(path)
     facts = read_facts(path)
     stored = student is None
-    student = _stored_student(path, facts) if student is None else on_cpu(student)
+    student = _stored_student(path, facts) if student is None else snapshot(student)
     run, teacher = load(path, runtime), teacher or _shipped_teacher(facts)
     labels, predictions, outside, source, first = [], [], [], "", None
     with torch.inference_mode(), student.frozen():

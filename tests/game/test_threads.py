@@ -1,6 +1,7 @@
 """A game that several threads use at once: each of its methods, and each of its student's, waits for a round or is refused."""
 
 import copy
+import random
 import threading
 import time
 from functools import partial
@@ -16,6 +17,7 @@ from adadfq_lab.errors import UserError
 from adadfq_lab.game.dials import PAPER
 from adadfq_lab.game.game import Game
 from adadfq_lab.game.probing import probe
+from adadfq_lab.integers.export import export_onnx
 from adadfq_lab.machine.files import load_tensors
 from adadfq_lab.methods.registry import METHODS, make_method
 from adadfq_lab.student.quantize import quantize
@@ -91,7 +93,7 @@ def test_a_look_waits_for_the_end_of_the_round(look, method):
 
 
 def test_files_written_during_a_live_run_are_right(tmp_path):
-    """Checkpoints and students saved while a run plays can be read, and are those of the round they name."""
+    """Checkpoints, students and exports written while a run plays can be read, and are those of the round they name."""
     teacher = tiny_teacher()
     game = tiny_game(teacher=teacher, student_lr=1e-3)
     run = LiveRun(game, 100_000, backend="none", blocking=False).start()
@@ -100,6 +102,7 @@ def test_files_written_during_a_live_run_are_right(tmp_path):
         save_student(game.student, teacher, tmp_path / f"{number}.safetensors")
         copy.deepcopy(game)
         probe(live_game(), tiny_images())
+    export_onnx(game.student, tmp_path / "q.onnx", teacher)  # compares the file with the student on a few images
     run.stop()
     run.wait(60)
     for number in range(5):
@@ -127,6 +130,31 @@ def test_a_live_run_keeps_its_game_to_itself_between_rounds_too():
     history = run.wait(30)
     assert history["round"].tolist() == list(range(game.index))
     assert next(game.play(1)).index == len(history)
+
+
+def test_every_method_of_a_live_run_may_be_called_from_other_threads():
+    """Buttons, bounds, history and what is displayed, from three threads at once: no error, and the game of its seed."""
+    run = LiveRun(tiny_game(student_lr=1e-3), 20, backend="svg", blocking=False)
+    looks = [run.pause, run.resume, run.start, run.status, lambda: run.history, lambda: run.set_bounds(run.game.bounds)]
+    looks += [
+        lambda: run.controls,
+        lambda: run.figure,
+        lambda: run.running,
+        run._repr_mimebundle_,
+        lambda: run.then(lambda history: ""),
+    ]
+
+    def hammer(chooser):
+        while not run._over.is_set():
+            chooser.choice(looks)()
+            run.resume()
+            time.sleep(0.01)
+
+    run.start()
+    at_once(*(partial(hammer, random.Random(seed)) for seed in range(3)))
+    assert run.wait(60)["round"].tolist() == list(range(20))
+    run.close()
+    assert changed(state(run.game), state(play(tiny_game(student_lr=1e-3), 20))) == set()
 
 
 def test_dials_and_bounds_count_from_the_next_round():
