@@ -20,7 +20,7 @@ def table(
     bits: tuple[str, ...] = (),
     seeds: tuple[int, ...] = (),
     dataset: str = "",
-    budget: Literal["", "short", "long"] = "",
+    budget: Literal["", "quick", "short", "long"] = "",
     fidelity: Literal["", "corrected", "paper", "released"] = "",
     teacher: str = "",
     workers: int = 1,
@@ -43,7 +43,7 @@ def table(
         bits: Bit widths such as 3w3a 4w4a; 3w3a if not given.
         seeds: 0 if not given.
         dataset: Images to measure on: fashion_mnist, cifar10, cifar100 or a folder; cifar10 if not given.
-        budget: short is 1,500 student updates, long is 5,000; short if not given.
+        budget: quick is 180 student updates at three times the usual rate, short is 1,500, long is 5,000; short if not given.
         fidelity: Whose losses and ranges; corrected if not given. `adadfq fidelity` says what it changes.
         teacher: A shipped teacher's name or a teacher file; the one shipped for the data set if not given.
         workers: Runs at a time.

@@ -21,27 +21,32 @@ from adadfq_lab.runs.config import RunConfig, read_config
 class Budget:
     """What every method of a table may spend.
 
-    updates: of the student
-    batch:   images in each
-    warmup:  rounds before them in which only the generator learns; None for the method's own: 200 for most, none for ZAQ, as
-             in its paper, and for IntraQ as many as its images take
-    decay:   share of the updates after which the learning rates are multiplied by 0.1; 1 for never
+    updates:    of the student
+    batch:      images in each
+    warmup:     rounds before them in which only the generator learns; None for what serves the method: 200 for most, none for
+                ZAQ, whose paper has none, and for IntraQ, which optimises its images in the warm-up, as many as these take
+    decay:      share of the updates after which the learning rates are multiplied by 0.1; 1 for never
+    student_lr: of Q's weights, whatever the method; None for the rate that each method publishes
     """
 
     updates: int
     batch: int = 16
     warmup: int | None = None
     decay: float = 1.0
+    student_lr: float | None = None
 
     def schedule(self, method: str) -> Schedule:
         """The schedule of `method`'s run within this budget."""
-        warmup = make_method(method).warmup if self.warmup is None else self.warmup
+        of = make_method(method)
+        fixed = self.warmup is None or of.generator_stops or not of.warmup
+        warmup = of.warmup if fixed else self.warmup
+        assert warmup is not None
         milestones = (warmup + round(self.decay * self.updates),) if self.decay < 1 else ()
-        return Schedule(batch=self.batch, warmup=warmup, milestones=milestones)
+        return Schedule(batch=self.batch, warmup=warmup, milestones=milestones, student_lr=self.student_lr)
 
 
-BUDGETS = {"short": Budget(1500), "long": Budget(5000, decay=0.8)}
-"""By name: "short" takes about four minutes a run on two quiet cores, "long" about fifteen."""
+BUDGETS = {"quick": Budget(180, warmup=20, student_lr=3e-4), "short": Budget(1500), "long": Budget(5000, decay=0.8)}
+"""By name: a run takes about half a minute ("quick"), four minutes ("short") or fifteen ("long") on two quiet cores."""
 
 TEACHERS = {"fashion_mnist": "fashion_mnist_resnet20", "cifar10": "cifar10_resnet20"}
 """The shipped teacher of each data set."""

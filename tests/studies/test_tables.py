@@ -38,6 +38,13 @@ def test_the_long_budget_decays_once():
     assert [schedule.factor(i) for i in (4199, 4200)] == pytest.approx([1, 0.1])
 
 
+def test_the_quick_budget_has_one_rate_and_warms_up_only_as_far_as_it_must():
+    schedules = {name: tables.BUDGETS["quick"].schedule(name) for name in every_method()}
+    assert {schedule.student_lr for schedule in schedules.values()} == {3e-4}
+    warmups = {name: schedule.warmup for name, schedule in schedules.items() if schedule.warmup != 20}
+    assert warmups == {"intraq": 1600, "zaq": 0, "real": 0}
+
+
 def test_a_cell_is_the_mean_of_its_runs_and_the_paper_stays_apart():
     rows = [a_row(seed=s, last=v) for s, v in enumerate((85.0, 86.0, 87.0))] + [a_row(method="gdfq", last=70.0)]
     gdfq, adadfq = tables.summaries(rows)
