@@ -11,7 +11,7 @@ from helpers.rows import a_row
 from adadfq_lab.cli import main as cli
 from adadfq_lab.data.accuracy import wilson
 from adadfq_lab.errors import UserError
-from adadfq_lab.methods.registry import METHODS, make_method
+from adadfq_lab.methods.registry import METHODS, every_method, make_method
 from adadfq_lab.studies import tables
 from adadfq_lab.studies.grid import folder_name
 from adadfq_lab.studies.tables import table_figure, write_table_figure
