@@ -18,7 +18,7 @@ z_p and z_q are the logits of teacher P and student Q on the same images, shape 
 asked of the generator G, (N,) int64. Entropies are in nats. Nothing is detached here: whoever moves one player detaches the
 other's logits. Half precision is computed in float32; results otherwise have the logits' dtype and device.
 
-Functions of z_p and z_q raise ValueError where shapes disagree and, on the CPU, where an entry is infinite or NaN. On an
+Functions of z_p and z_q raise ValueError if shapes disagree and, on the CPU, where an entry is infinite or NaN. On an
 accelerator looking at values would make the host wait in every call, so there NaN goes through and `Game` checks the loss
 terms afterwards.
 """

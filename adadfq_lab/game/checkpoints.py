@@ -52,12 +52,12 @@ def _part(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _sha256(teacher: Teacher) -> str:
-    """Of the teacher's file; of its weights where it comes from none."""
+    """The hash of the teacher's file, or of its weights if it has no file."""
     return teacher.info.sha256 or digest({k: v.cpu() for k, v in teacher.network.state_dict().items()}, "")
 
 
 class Playable(Protocol):
-    """What a checkpoint reads of a game, and writes into one made anew. `Game` is one."""
+    """The attributes of a `Game` that a checkpoint reads, and that loading sets in a new one."""
 
     teacher: Teacher
     student: Student
@@ -102,7 +102,7 @@ class _Meta:
 
 
 def snapshot_of(game: Playable) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Copies of the tensors, and the JSON object, of which a checkpoint of `game` consists; see `resume_game`."""
+    """The content of a checkpoint of `game`: copies of its tensors, and a JSON object. See `resume_game`."""
     tensors = {f"student.{k}": v for k, v in game.student.state_dict().items()}
     tensors |= {f"generator.{k}": v for k, v in game.generator.state_dict().items()}
     tensors |= _optimizer_tensors("adam", game.generator_optimizer) | _optimizer_tensors("sgd", game.student_optimizer)
@@ -128,7 +128,7 @@ def _description(game: Playable) -> dict[str, Any]:
 
 
 def same_run(a: Playable, b: Playable) -> bool:
-    """Whether two games differ in nothing but the round they stand at and the bounds that somebody may have moved."""
+    """Whether two games differ at most in their current round and bounds."""
     return _description(a) == _description(b)
 
 
@@ -143,12 +143,12 @@ def resume_game(
 ) -> G:
     """The game that `Game.save` wrote to `path`: its next round is the round the saved game would have played next.
 
-    make:    `Game`, or what is made like it
-    teacher: needed unless it is a shipped one; its weights must be those the game was played with
+    make:    `Game`, or a function with the same arguments
+    teacher: needed unless it is a shipped one; must have the weights that the game was played with
     method:  needed only for a method that is not in METHODS
-    compile: as in Game, whatever the saved game was
+    compile: as in Game; need not be what the saved game had
 
-    Raises UserError where the file is damaged or belongs to another teacher or method.
+    Raises UserError if the file is damaged or belongs to another teacher or method.
     """
     tensors, plain, _ = load_tensors(path)
     if plain.get("kind") != "game":

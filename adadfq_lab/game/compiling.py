@@ -1,18 +1,18 @@
-"""torch.compile for the three forwards of a round, where a run asks for it.
+"""torch.compile for the three forwards of a round, for runs with `compile`.
 
 G, P with its statistics, and Q are functions of tensors whose shapes never change. The losses, the optimizers' steps and all
 measurements stay as they are written.
 
     off       nothing is compiled
     default   each forward and its backward become fused kernels
-    graphs    these are also recorded as CUDA graphs, which the host starts in one go: for small batches, where a round is spent
+    graphs    these are also recorded as CUDA graphs, which the host starts in one go: for small batches, whose time is spent
               on launching kernels
 
-What a round computes is the same up to rounding. The modules themselves are not wrapped, so a checkpoint does not know whether
-its game was compiled, and goes on either way. Q's backward pass runs twice in a round, once for each player, and a compiled one
+A round computes the same up to rounding. The modules themselves are not wrapped, so a checkpoint does not depend on whether
+its game was compiled. Q's backward pass runs twice in a round, once for each player, and a compiled one
 computes all gradients each time, those to the images and to the weights.
 
-torch's compiler is imported when the first forward is called, and not at all where nothing is compiled: see `optimizers`.
+torch's compiler is imported when the first forward is called, and not at all if nothing is compiled: see `optimizers`.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ from adadfq_lab.machine import distributed
 
 Compile = Literal["off", "default", "graphs"]
 BACKEND = "inductor"
-"""torch.compile's backend; "aot_eager" goes all the way but for the kernels."""
+"""torch.compile's backend; "aot_eager" does everything except making kernels."""
 
 
 class Forwards:
@@ -48,12 +48,12 @@ class Forwards:
         self._compiled: dict[Callable[..., Any], Callable[..., Any]] = {}
 
     def begin(self) -> None:
-        """Says that a round begins: from here on, and not before, what CUDA graphs returned in the last one is overwritten."""
+        """Tells CUDA graphs that a round begins: from now on they may overwrite what they returned in the last round."""
         if self.how == "graphs":
             torch.compiler.cudagraph_mark_step_begin()
 
     def __call__(self, function: Callable[..., Any], *tensors: torch.Tensor) -> Any:
-        """`function(*tensors)`; a function that is met for the first time is compiled, which takes a minute or so."""
+        """`function(*tensors)`. The first call of a function compiles it, which takes about a minute."""
         if self.how == "off":
             return function(*tensors)
         if not self._compiled:
@@ -74,9 +74,9 @@ class Forwards:
 
 
 def _prepare() -> None:
-    """Has the compiler start afresh for a game, and keep what a backward pass needs for a second one.
+    """Resets the compiler for a new game, and makes it keep what a second backward pass needs.
 
-    Compiled code is kept for each function's source, which all games share, and for eight variants of it: without a fresh start
+    torch keeps compiled code per function source, which all games share, for at most eight variants: without a reset
     the ninth game of a process would not be compiled.
     """
     import torch._functorch.config as options  # likewise

@@ -1,8 +1,8 @@
-"""Dials: what may be turned between two rounds of an AdaDFQ game, and what each turn changes.
+"""Dials: settings of an AdaDFQ game that may change between two rounds.
 
-The band of Eq. (10) moves samples only as far as the rest of the game lets it. Three other dials decide that: what H_min is in
+The band of Eq. (10) moves samples only as far as the rest of the game allows. Three other dials decide that: what H_min is in
 Eq. (3), how much the other terms of Eq. (12) weigh beside the hinge, and whether Q learns. With the floor at zero, no other
-terms and Q held still, samples follow the bounds; each dial turned towards the paper's setting takes some of that away.
+terms and a fixed Q, samples follow the bounds; each dial turned towards the paper's setting weakens that.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ class Dials:
     student_learns: bool = True
 
     def turn(self, game: Game) -> None:
-        """Sets `game`, one of AdaDFQ, to these dials from the next round on; waits for the end of the one that is played."""
+        """Sets an AdaDFQ game to these dials from the next round on; waits for the end of a running round."""
         settings = game.method.settings | {"beta": self.others, "gamma": self.others}
         losses = adadfq(**settings)
         with game.turns.look():

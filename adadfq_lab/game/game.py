@@ -6,8 +6,8 @@ One round, one batch:  z, y -> G -> x -> P -> z_p, statistics
                        student's loss   -> gradient to Q's weights        -> SGD (after the warm-up)
 
 Q is run once and serves both players, since its weights do not change in between. The generator's loss is differentiated with
-respect to the images only, the student's with respect to Q's weights only, and P's weights never: nothing is computed that no
-step uses. Q learns from the images as they were before G's step, as the released code of this line of work has it.
+respect to the images only, the student's with respect to Q's weights only, and P's weights never: no gradient is computed that
+is not used. Q learns from the images as they were before G's step, as in the released code of this line of work.
 
 `play` never makes the host wait for an accelerator: records hold tensors, and losses are looked at for NaN every
 `check_every` rounds, which still names the round it happened in.
@@ -51,7 +51,7 @@ class NonFiniteError(UserError):
 
 
 class Game(Interruptible):
-    """P, Q and G at the table.
+    """A game of P, Q and G.
 
         game = Game(P, quantize(P, "3w3a"), adadfq())
         for record in game.play(1000): ...
@@ -63,7 +63,7 @@ class Game(Interruptible):
     precision:   "float32", "tf32" (CUDA's fast float32) or "bf16" (autocast)
     compile:     "off", "default" (torch.compile) or "graphs" (and CUDA graphs): see `compiling`; not part of what is saved
 
-    `bounds` may be set at any time and counts from the next round on. Raises UserError where P and Q disagree on classes.
+    `bounds` may be set at any time and counts from the next round on. Raises UserError if P and Q disagree on classes.
     """
 
     @usual_torch()
@@ -107,7 +107,7 @@ class Game(Interruptible):
         self.generator_optimizer = Adam(self.generator.parameters(), 1.0, betas=betas, **fused)
         self.student_parameters = [p for p in self.student.parameters() if p.requires_grad]
         self.student_optimizer = method.student_optimizer(self.student, self.rates.weight_decay, self.fidelity)
-        self.student.observing = False  # but within a round: a look at images must not calibrate
+        self.student.observing = False  # except within a round: looking at images must not calibrate
 
     @property
     def rates(self) -> Rates:
@@ -137,7 +137,7 @@ class Game(Interruptible):
     def play(self, rounds: int) -> Iterator[Record]:
         """Plays `rounds` more rounds and yields the record of each.
 
-        Raises NonFiniteError where a loss is no number, and UserError while another thread plays this game.
+        Raises NonFiniteError if a loss is not finite, and UserError while another thread plays this game.
         """
         for _ in range(rounds):
             with distributed.spread():
@@ -148,13 +148,13 @@ class Game(Interruptible):
     def round(self) -> Record:
         """Plays one round: the generator's step, then the student's.
 
-        A round that does not end, be it by an error or an interrupt, leaves the game as it was before it, or as it is after it.
+        A round that an error or an interrupt ends leaves the game as it was before that round, or as it is after it.
         Raises what `play` raises.
         """
         return self._guarded(self._play)
 
     def _play(self, undo: Undo) -> Record:
-        """One round: computes first, moves last; see `undo`."""
+        """One round: computes first and changes the game last; see `undo`."""
         undo.plays = True
         index, warm = self.index, self.index < self.schedule.warmup
         learns = self.method.steps_generator(index, self.schedule.warmup)  # G in this round; Q learns after the warm-up
@@ -229,7 +229,7 @@ class Game(Interruptible):
         return record
 
     def draw(self) -> tuple[Tensor, Tensor]:
-        """z and y of the whole of the next batch, where G is: `(N, latent)` and `(N,)`, or as the method has them."""
+        """z and y of the next batch, on G's device: `(N, latent)` and `(N,)`, or as the method draws them."""
         with self._looking():
             return self._draw(self.index)
 
@@ -238,13 +238,13 @@ class Game(Interruptible):
         return self._placed(*self.generator.turn(index, z, y))
 
     def _placed(self, z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """What was drawn on the host, where G is and in its precision; soft labels too."""
+        """What was drawn on the host, moved to G's device and precision; soft labels too."""
         z = z.to(next(self.generator.parameters()).dtype)
         y = y.to(z.dtype) if y.is_floating_point() else y
         return to_device(z, self.device), to_device(y, self.device)
 
     def _look(self, x: Tensor, noise: Tensor, labels: Tensor, *, warm: bool, learns: bool, observes: bool) -> Round:
-        """What P and Q make of the images `x`; gradients reach x through Q only where G's loss looks at Q."""
+        """The outputs of P and Q for the images `x`; gradients reach x through Q only if G's loss depends on Q."""
         to_images = learns and self.method.uses_student
         with self._autocast():
             z_p, statistics, f_p = self.forwards(self.observed_teacher.look, x)
@@ -256,7 +256,7 @@ class Game(Interruptible):
         return Round(self.index, x, labels, z_p, z_q, statistics, self.bounds, self.fidelity, f_p, f_q, notes).whole()
 
     def _fit_ranges(self, batches: int = 8) -> None:
-        """Cuts Q's ranges to fit images of G as it is now; the draws are its own, so the game's go on as they would have."""
+        """Fits Q's ranges to images of G as it is now; it has draws of its own, so the game's draws stay the same."""
         random = torch.Generator().manual_seed(self.seed)
 
         def images() -> Iterator[Tensor]:
@@ -267,18 +267,18 @@ class Game(Interruptible):
         fit_ranges(self.student, images())
 
     def _student_logits(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Q's logits and, where the method asks for them, its features."""
+        """Q's logits and, if the method uses them, its features."""
         if self._observed_student is None:
             return self.forwards(self.student.graph, x), ()
         z_q, features = self.forwards(self._observed_student, x)
         return z_q, features
 
     def _batch_norm(self, *, follow: bool) -> AbstractContextManager[Any]:
-        """Q's batch norms as the method has them; `follow`: whether running statistics may move."""
+        """Q's batch norms in the mode that the method asks for; `follow`: whether running statistics may move."""
         return self.student.batch_statistics(follow=follow) if self.method.student_batch_norm == "train" else nullcontext()
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        # Not cached: within an autocast of the user's the cache would outlive the step that changes the weights.
+        # Not cached: within the user's own autocast, the cache would outlive the step that changes the weights.
         return (
             torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False) if self.precision == "bf16" else nullcontext()
         )
@@ -291,7 +291,7 @@ class Game(Interruptible):
 
     @staticmethod
     def _clear(optimizer: torch.optim.Optimizer) -> None:
-        """Frees the gradients; before a backward pass, also those that someone else's has left."""
+        """Frees the gradients; called before a backward pass too, since other code may have left some."""
         optimizer.zero_grad(set_to_none=True)
 
     # Looking without touching
@@ -319,8 +319,8 @@ class Game(Interruptible):
     def generate(self, labels: Tensor, *, seed: int = 0) -> Tensor:
         """Normalised images `(N, C, H, W)` of the given classes, from the generator as it is now; changes nothing.
 
-        The generator normalises over its batch, so images depend on their company: ask for a mixed batch. Waits for the end of
-        the round that another thread plays.
+        The generator normalises over its batch, so an image depends on the others: ask for a mixed batch. Waits for the end of
+        a round that another thread plays.
         """
         with self._looking(), torch.no_grad():
             z = torch.randn(len(labels), self.generator.latent, generator=torch.Generator().manual_seed(seed))
@@ -335,9 +335,9 @@ class Game(Interruptible):
     # On disk
 
     def save(self, path: Path) -> None:
-        """Writes everything the next round depends on to `path`, atomically; raises NonFiniteError where a weight is NaN.
+        """Writes everything the next round depends on to `path`, atomically; raises NonFiniteError if a weight is NaN.
 
-        Waits for the end of the round that another thread plays.
+        Waits for the end of a round that another thread plays.
         """
         with self._looking():
             self._check()
@@ -362,7 +362,7 @@ class Game(Interruptible):
     # When it goes wrong
 
     def check(self) -> None:
-        """Looks at the losses of the rounds since the last look; raises NonFiniteError for the first that is no number."""
+        """Checks the losses of the rounds since the last check; raises NonFiniteError for the first that is not finite."""
         with self._looking():
             self._check()
 
@@ -374,7 +374,7 @@ class Game(Interruptible):
                 raise self._non_finite(index, f"{bad} is not finite")
 
     def _note(self, index: int, terms: dict[str, Tensor]) -> None:
-        """Notes whether the losses of round `index` are numbers; looks at the notes every `check_every` rounds."""
+        """Notes whether the losses of round `index` are finite; checks the notes every `check_every` rounds."""
         if self.device.type == "meta":
             return
         self._unchecked = (*self._unchecked, (index, tuple(terms), torch.stack(list(terms.values())).isfinite()))
@@ -383,7 +383,7 @@ class Game(Interruptible):
 
     @contextmanager
     def _logits_finite(self) -> Iterator[None]:
-        """Turns logits that are no numbers into the error of the round whose loss or step they come from."""
+        """Turns an error about non-finite logits into the error of the round whose loss or step they come from."""
         try:
             yield
         except NonFiniteLogitsError as error:

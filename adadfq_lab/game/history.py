@@ -1,8 +1,8 @@
-"""What happened in a game: a `Record` of each round, and so far, as columns: what plots draw, recordings store, exercises read.
+"""What happened in a game: a `Record` of each round, and a `History` of all rounds as columns, which plots and recordings use.
 
-A `Recorder` takes in the records of `Game.play`, one a round, from the thread that plays; `history()` gives whoever asks,
-from any thread, a `History` that does not change any more, and `drawn()` a short one to draw, of at most 256 rows however
-many rounds were played. The columns of a `History`, R rounds of N samples each:
+A `Recorder` collects the records of `Game.play`, one a round, in the thread that plays. In any thread, `history()` returns a
+`History` that does not change any more, and `drawn()` a short one for figures, with at most 256 rows. The columns of a
+`History` of R rounds with N samples each:
 
     round            (R,)     number of the round
     h_prime, entropy (R, N)   H' and H_info of each sample, the latter in nats
@@ -29,7 +29,7 @@ from adadfq_lab.equations import Bounds
 Column = NDArray[np.float32]
 Row = Mapping[str, float | Column]
 SAMPLES = 320
-"""How many samples "the last samples" of a history are, unless told otherwise."""
+"""Default number of samples that "the last samples" of a history are."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Record:
     terms:     loss terms by name, "generator.<term>" and "student.<term>", 0-dim
     entropy:   H_info of each sample, `(N,)`, nats; h_prime: H', `(N,)`
     agreement: share of the samples that P and Q give the same class, 0-dim, in [0, 1]
-    gain_g:    by how much G's step raised the mean disagreement log C - H_info on this batch's z and y, nats; None if not asked
+    gain_g:    by how much G's step raised the mean disagreement log C - H_info on this batch's z and y, nats, or None
     gain_q:    by how much Q's step then changed it (it should lower it: negative), nats; 0 in the warm-up. Fig. 3
     """
 
@@ -81,7 +81,7 @@ class Mark:
 class History:
     """The rounds so far, as columns; see the module's docstring. `history["h_prime"]` is a column.
 
-    recent: the last rounds as they were, if the rows of this history are means of several rounds each
+    recent: the last rounds one by one, if the rows of this history are means of several rounds each
     rounds: how many rounds it stands for, in that case
     """
 
@@ -100,7 +100,7 @@ class History:
         return len(self.columns["round"]) if "round" in self.columns else 0
 
     def __getitem__(self, name: str) -> Column:
-        """A column by name; one of NaN where nothing of that name ever happened."""
+        """A column by name; all NaN if there is none of that name."""
         return self.columns[name] if name in self.columns else np.full(len(self), np.nan, np.float32)
 
     def total(self, player: str) -> Column:
@@ -167,7 +167,7 @@ class Thinned:
         self._first = 0.0
 
     def add(self, row: Row) -> None:
-        """Takes in one round: its number as "round", and what else is known of it, numbers and arrays of samples."""
+        """Adds one round: its number as "round", and its other numbers and arrays of samples."""
         if self.rounds == self._length * self.KEPT:
             self._halve()
         if self.rounds == 0:
@@ -208,7 +208,7 @@ class Thinned:
         self._length *= 2
 
     def history(self, marks: tuple[Mark, ...] = ()) -> History:
-        """What was taken in so far. As long as there are at most KEPT rounds, each row is a round as it was."""
+        """The rounds so far. Up to KEPT rounds, each row is one round."""
         rows = -(-self.rounds // self._length)
         columns: dict[str, Column] = {}
         for name, sums in self._sums.items():
@@ -264,10 +264,10 @@ class Recorder:
         self._bounds: Bounds | None = None
 
     def add(self, record: Record, measured: Mapping[str, float] | None = None) -> None:
-        """Takes in one round, and what was `measured` after it, as {"test.accuracy": percent}.
+        """Adds one round, and what was `measured` after it, as {"test.accuracy": percent}.
 
         The record's tensors are read when a history is asked for, so that the game does not wait for an accelerator; and every
-        1,000 rounds, so that they do not pile up.
+        1,000 rounds, so that they do not use up memory.
         """
         with self._lock:
             if self._bounds is not None and record.bounds != self._bounds:
@@ -278,7 +278,7 @@ class Recorder:
                 self._settle()
 
     def history(self) -> History:
-        """Everything so far; it does not change any more, and must not be written to."""
+        """Everything so far; it will not change, and must not be written to."""
         with self._lock:
             self._settle()
             return History(self._columns.columns(), tuple(self._marks), self.classes)

@@ -1,8 +1,8 @@
-"""Methods side by side: what each one's losses are, how hard each term pulls, and what the losses look at, on one batch.
+"""Methods side by side on one batch: their losses, how hard each term pulls, and what each loss depends on.
 
-Each method is given the same images, labels, teacher and student, and `Game` itself puts them on the way to the losses, so
-what is compared is what is played: Q's batch norms, features and all. Nothing about a method is typed in here: a term's pull
-is the gradient it sends, and what a loss looks at is found by changing it.
+Each method gets the same images, labels, teacher and student, and `Game` itself computes the losses from them, so
+what is compared is what is played, Q's batch norms and features included. Nothing about a method is written here: a term's pull
+is the gradient it sends, and what a loss depends on is found by changing it.
 """
 
 import copy
@@ -26,7 +26,7 @@ from adadfq_lab.teacher.teacher import Teacher
 
 Player = Literal["generator", "student"]
 SOURCES = ("labels", "P's logits", "P's batch norms", "Q's logits", "features")
-"""What a loss may look at."""
+"""What a loss may depend on."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Term:
 
 @dataclass(frozen=True)
 class Look:
-    """One method on the batch: the terms of both players' losses, and which of SOURCES each loss depends on there."""
+    """One method on the batch: the terms of both players' losses, and which of SOURCES each loss depends on."""
 
     name: str
     generator: dict[str, Term]
@@ -48,7 +48,7 @@ class Look:
     student_sees: frozenset[str]
 
     def shares(self, player: Player) -> dict[str, float]:
-        """Each term's part of all pulls of that player's loss, in percent; 0 where nothing pulls."""
+        """Each term's part of all pulls of that player's loss, in percent; 0 if nothing pulls."""
         terms: dict[str, Term] = getattr(self, player)
         total = sum(term.pull for term in terms.values())
         return {name: 100 * term.pull / total if total else 0.0 for name, term in terms.items()}
@@ -56,7 +56,7 @@ class Look:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The methods on one batch, by the names they are registered under; shows itself as a table of what losses look at."""
+    """The methods on one batch, by the names they are registered under; a notebook shows it as a table."""
 
     looks: dict[str, Look]
 
@@ -123,7 +123,7 @@ def _look(method: Method, teacher: Teacher, student: Student, x: Tensor, y: Tens
         return method.generator_loss(r)
 
     def build_generator(teacher: Teacher, fidelity: Fidelity) -> Generator:
-        """The method's own, for what it may know about images, but whatever is asked for, it gives these."""
+        """The method's own generator, which may know facts about images, but its output is always these images."""
         own = method.build_generator(teacher, fidelity)
         own.forward = lambda z, y: x + 0 * next(own.parameters()).sum()  # type: ignore[method-assign]
         return own

@@ -1,4 +1,4 @@
-"""How good the student of a game in progress is, on real images and on what G makes: what recordings and live runs follow."""
+"""Measures the student of a game in progress on real and on generated images, for recordings and live runs."""
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ def probe(game: Game, data: ImageSet, *, generated: int = 64) -> dict[str, float
     """How good Q is now, changing nothing: on `data` and on generated images it has not been trained on.
 
     test.accuracy: top-1 on `data`, percent; test.loss: its cross-entropy there, nats; test.agreement: share of `data` on
-    which Q says what P says; train.loss: its cross-entropy with the classes asked of G, on `generated` images of G, nats
+    which Q predicts what P predicts; train.loss: its cross-entropy with the classes asked of G, on `generated` images, nats
     """
     with game.student.frozen():
         logits, teacher_logits = [], []

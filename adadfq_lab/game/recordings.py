@@ -1,4 +1,4 @@
-"""Games that were played before: small files in `data_stubs/` that a notebook replays at once, and how each was made.
+"""Recorded games: small files in `data_stubs/` that a notebook replays at once.
 
     run_<name>.npz         150 or 300 rounds of one method at one bit width: history, and images on the way
     population.npz         logits of P and of students of 2 to 8 bits on the same 480 generated images
@@ -6,7 +6,7 @@
     grid.npz               the band of Fig. 4 in small: H' and accuracy for 35 pairs (lambda_l, lambda_u)
 
 `python -m adadfq_lab.authoring.recording` records all of them again: half an hour on one core. Files are npz without pickle;
-what a recording is (teacher, method, rounds, images it was measured on) is in its `meta`.
+the `meta` of a recording says what it is (teacher, method, rounds, images it was measured on).
 """
 
 import io
@@ -32,10 +32,10 @@ Images = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Recording:
-    """A run that was played before.
+    """A recorded run.
 
     images: uint8, (S, classes, H, W): one image of each class at the rounds `image_rounds`, from the same z each time
-    meta:   how it was made, and what was measured at its end
+    meta:   how it was made, and what was measured at the end
     """
 
     name: str
@@ -106,7 +106,7 @@ def save_recording(recording: Recording, path: Path) -> None:
 
 
 def load_recording(name: str | Path) -> Recording:
-    """A recorded run: a shipped one by its name, or a file of `save_recording`. Raises UserError where there is none."""
+    """A recorded run: a shipped one by its name, or a file of `save_recording`. Raises UserError if there is none."""
     path = name if isinstance(name, Path) else stub_path(f"run_{name}.npz")
     arrays, meta = _read(path)
     if meta.pop("kind", None) != "run":

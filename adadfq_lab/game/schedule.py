@@ -10,7 +10,7 @@ from adadfq_lab.methods.method import Method, Rates
 SETTLED = 10
 """Rounds at the end of a bank's warm-up in which its images hardly change any more."""
 FOLLOWED = 200
-"""Rounds of play in which ranges follow the images, where nothing else is said."""
+"""Default number of rounds after the warm-up in which activation ranges are still updated."""
 
 
 @dataclass(frozen=True)
@@ -53,19 +53,19 @@ class Schedule:
         check_rates(self, "generator_lr", "student_lr", "weight_decay")
 
     def rates(self, method: Method) -> Rates:
-        """The rates of this schedule, the method's own where it names none."""
+        """The rates of this schedule; the method's own for those that are not set."""
         named = {name: getattr(self, name) for name in ("generator_lr", "student_lr", "weight_decay")}
         return dataclasses.replace(method.rates, **{name: rate for name, rate in named.items() if rate is not None})
 
     def observed(self, method: Method) -> range:
         """The rounds in which the activation ranges of `method`'s student follow the batch.
 
-        Where images are finished once and for all in the warm-up, those before its last few are none that ranges should fit.
+        If images are optimised once and for all in the warm-up, ranges should fit only those of its last rounds.
         """
         begin, origin = (max(0, self.warmup - SETTLED), self.warmup) if method.generator_stops else (0, 0)
         end = self.warmup + FOLLOWED if self.observe is None else origin + self.observe
         return range(begin, self.warmup if self.warmup and method.ranges != "observed" else end)
 
     def factor(self, index: int) -> float:
-        """What the learning rates are multiplied by in round `index`."""
+        """The factor of the learning rates in round `index`."""
         return float(self.decay ** sum(index >= milestone for milestone in self.milestones))

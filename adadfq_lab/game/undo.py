@@ -1,12 +1,12 @@
-"""What a round has to put back if it does not end: an interrupt, too little memory or an error leaves the game as it was.
+"""Undoing an unfinished round: an interrupt, too little memory or an error leaves the game as it was.
 
-Copying the whole game before each round would cost more than a round may. So a round computes first and moves last: all losses
+Copying the whole game before each round would cost too much. So a round computes first and changes the game last: all losses
 and gradients, then Q's step, then G's.
 
     kept by copy       G's buffers, the random generator, Q's buffers while they move, Q's weights and momentum: 2 MB
     not copied         G's weights and Adam's two moments, 13 MB, and 500 MB for 224 x 224: G's step is one call of a fused
-                       kernel and the last thing that happens, so it has happened, and with it the round, or it has not
-    copied if need be  G too: where its step is not one call, in rounds that measure gains (Q steps after G) and in the round
+                       kernel and the last thing that happens, so either the step and with it the round is complete, or not
+    copied if needed   G too: if its step is not one call, in rounds that measure gains (Q steps after G) and in the round
                        that fits ranges on G's new images
 """
 
@@ -29,11 +29,11 @@ from adadfq_lab.student.student import Student
 
 
 class Undo:
-    """Copies of what is about to change, and how to put it back.
+    """Copies of what is about to change, and the way back.
 
-    plays: whether a round is being played, and not only looked at the game
+    plays: whether a round is being played; False while the game is only looked at
     index: the round that is about to be played; random: the game's random generator
-    unchecked: its losses that it has not looked at yet
+    unchecked: losses that the game has not checked yet
     """
 
     def __init__(self, index: int, random: torch.Generator, unchecked: tuple[Any, ...]) -> None:
@@ -54,7 +54,7 @@ class Undo:
         self._modes += [(norm, norm.training, norm.track_running_stats) for norm in norms]
 
     def keep_optimizer(self, optimizer: torch.optim.Optimizer, *, whole: bool) -> None:
-        """Copies what `optimizer` remembers, and its parameters; if not `whole`, only what is a single number."""
+        """Copies the state of `optimizer` and its parameters; if not `whole`, only single numbers."""
         groups = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
         slots = {p: {name: _copied(value, whole) for name, value in s.items()} for p, s in optimizer.state.items()}
         if whole:
@@ -62,14 +62,14 @@ class Undo:
         self._optimizers.append((optimizer, slots, groups))
 
     def last_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Says that the step of `optimizer`, of which nothing was copied, comes next and completes the round."""
+        """Call before the step of `optimizer` that completes the round and of which nothing was copied."""
         stepped = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         largest = sorted(stepped, key=lambda p: p.numel())[-8:]
         moving = [t for p in largest for t in (p, *optimizer.state[p].values()) if t.shape == p.shape]
         self._last = [(some, some.clone()) for some in map(_sample, moving)]
 
     def completed(self) -> bool:
-        """Whether the last step was made: a number of it has moved."""
+        """Whether the last step was made: at least one of its numbers has changed."""
         return any(bool(((now != before) & ~(now.isnan() & before.isnan())).any()) for now, before in self._last)
 
     @torch.no_grad()
@@ -106,9 +106,9 @@ def steps_at_once(optimizer: torch.optim.Optimizer) -> bool:
 
 
 class Interruptible:
-    """What makes a game's rounds whole: one lock, shared with the student, and one rule.
+    """Makes a game's rounds all or nothing, with one lock, shared with the student, and one rule.
 
-    A round excludes every other round and every look, in whatever thread. Whoever gets the lock first puts back what an
+    A round excludes every other round and every look, in any thread. The next thread that gets the lock puts back what an
     interrupted round, or an interrupted putting back, has left.
     """
 
@@ -126,7 +126,7 @@ class Interruptible:
         self._unchecked: tuple[tuple[int, tuple[str, ...], Tensor], ...] = ()
 
     def _guarded(self, play: Callable[[Undo], Record]) -> Record:
-        """Plays one round with `play`: all of it, or nothing of it."""
+        """Plays one round with `play`, all or nothing."""
         owner, undo = self._reserved_for, self._undo
         reserved = owner is not None and owner is not threading.current_thread() and owner.is_alive()
         if reserved or (undo is not None and undo.plays and self.turns.taken()):
@@ -146,7 +146,7 @@ class Interruptible:
     def _settle(self, caller: FrameType | None = None) -> None:
         """Puts back what an interrupted round has left; to be called with the lock held.
 
-        Raises UserError within a round: for a loss that asks its own game for something.
+        Raises UserError within a round, for a loss that uses its own game.
         """
         frame: FrameType | None = caller or sys._getframe(1)
         undo = self._undo
@@ -169,7 +169,7 @@ class Interruptible:
 
     @contextmanager
     def _looking(self) -> Iterator[None]:
-        """For what looks at the game between two rounds: waits for the end of the one that is played."""
+        """Within it the game may be looked at: waits for the end of a running round."""
         with self.turns.look(), usual_torch(self.device, tf32=self.precision == "tf32"):
             self._settle(sys._getframe(2))
             yield

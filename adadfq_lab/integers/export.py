@@ -45,7 +45,7 @@ OPSET, IR_VERSION = 21, 10
 class Exported:
     """What `export_onnx` wrote.
 
-    file, student, packed: paths; student is None where there was no teacher to describe it with
+    file, student, packed: paths; student is None if there was no teacher to describe it with
     convs, linears:        layers written, each as an integer operation
     bytes, packed_bytes:   sizes of the ONNX file and of the packed container
     notes:                 what a user should know of this file, a sentence each
@@ -95,7 +95,7 @@ def export_onnx(
     input_bits: integers that stand for what Q leaves float at a layer's input, in planes of eight: 24 bits are what a float32
                 holds; 16 and 8 are faster, and coarser
 
-    Raises UserError where the student has no integers (see `integers`), an operation of it has no integer form (naming it), the
+    Raises UserError if the student has no integers (see `integers`), an operation of it has no integer form (naming it), the
     path cannot be written, or the package onnx is missing.
     """
     onnx, path = import_extra("onnx"), Path(path)

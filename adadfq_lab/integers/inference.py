@@ -78,7 +78,7 @@ def run_integer(student: Student, x: Tensor, *, input_bits: int = 24, table: Int
 
     table: other integers than `to_integers(student)`, such as those read back from a packed file
 
-    Raises UserError where `x` is no batch of finite images that the student takes, or the student has no integers.
+    Raises UserError if `x` is no batch of finite images that the student takes, or the student has no integers.
     """
     student, x = snapshot(student), _checked(x, input_bits)
     table = table or to_integers(student)

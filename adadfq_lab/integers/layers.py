@@ -113,7 +113,7 @@ def snapshot(student: Student) -> Student:
 def to_integers(student: Student) -> Integers:
     """The integer weights, scales, zero points, bit widths and activation grids of `student`, as plain tensors.
 
-    Raises UserError where the student has no integers: real zero points (fidelity "paper"), a batch norm on the batch's own
+    Raises UserError if the student has no integers: real zero points (fidelity "paper"), a batch norm on the batch's own
     statistics, activation ranges that have seen no batch, or sums that int32 might not hold.
     """
     if student.quantization.zero_point != "rounded":

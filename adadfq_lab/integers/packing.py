@@ -30,7 +30,7 @@ def pack_bits(codes: Tensor, bits: int) -> Tensor:
 
 
 def unpack_bits(stream: Tensor, bits: int, count: int) -> Tensor:
-    """The `count` signed `bits`-bit integers of a stream that `pack_bits` made, int8; ValueError where they do not fill it."""
+    """The `count` signed `bits`-bit integers of a stream that `pack_bits` made, int8; ValueError if they do not fill it."""
     if bits not in range(2, 9) or len(stream) != -(-count * bits // 8):
         raise ValueError(f"{count} codes of {bits} bits are not {len(stream)} bytes")
     columns = np.unpackbits(stream.numpy(), count=count * bits).reshape(count, bits)
@@ -68,7 +68,7 @@ def pack(student: Student, path: Path, table: Integers | None = None) -> Path:
 def unpack(path: Path) -> Integers:
     """The integers that `pack` wrote; `weight_scale` of a layer is its scale, for the batch norm is folded in.
 
-    Raises UserError where the file is missing, damaged or holds no packed student.
+    Raises UserError if the file is missing, damaged or holds no packed student.
     """
     tensors, meta, _ = load_tensors(path)
     if meta.get("kind") != "packed":

@@ -37,7 +37,7 @@ class Loaded:
     executed: Counter[str]
 
     def __call__(self, images: Tensor) -> Tensor:
-        """The logits; raises UserError where the file does not take these images, or makes no logits of them."""
+        """The logits; raises UserError if the file does not take these images, or makes no logits of them."""
         try:
             logits = torch.from_numpy(self.call(images.contiguous().numpy()))
         except Exception as error:  # of a dozen types without a common base: a file tampered with, or images of another shape
@@ -58,7 +58,7 @@ class Loaded:
 
 
 def load(path: Path, runtime: Runtime = "onnxruntime") -> Loaded:
-    """The file on one thread of the CPU. Raises UserError where the runtime is missing or does not load the file."""
+    """The file on one thread of the CPU. Raises UserError if the runtime is missing or does not load the file."""
     return {"onnxruntime": _onnxruntime, "openvino": _openvino}[runtime](path)
 
 

@@ -220,7 +220,7 @@ class Facts:
 
 
 def read_facts(path: Path) -> Facts:
-    """The facts in the file's metadata; raises UserError where it is missing, damaged or none of `export_onnx`."""
+    """The facts in the file's metadata; raises UserError if it is missing, damaged or none of `export_onnx`."""
     onnx, protobuf = import_extra("onnx"), import_extra("google.protobuf.message")
     try:
         model = onnx.load_model_from_string(path.read_bytes())

@@ -67,7 +67,7 @@ def joined(device: str = "auto") -> Iterator[int]:
 
     device: "cpu", or each process takes the GPU of its local rank where there are GPUs
 
-    Tensors on the CPU travel by gloo, those on a GPU by NCCL. Raises UserError where there are more processes than GPUs.
+    Tensors on the CPU travel by gloo, those on a GPU by NCCL. Raises UserError if there are more processes than GPUs.
     """
     if not launched():
         yield 0

@@ -29,7 +29,7 @@ def check_rates(owner: object, *names: str) -> None:
 def fitting(key: str, hint: Any, value: Any) -> Any:
     """`value`, out of JSON, as a `hint`: lists become tuples, whole numbers reals, objects dataclasses.
 
-    Raises UserError, which names `key`, where the value is none of that type.
+    Raises UserError, which names `key`, if the value is none of that type.
     """
     kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     for kind in kinds:
@@ -72,7 +72,7 @@ def read(key: str, hint: Any, text: str) -> Any:
 def build(kind: type[T], plain: Any) -> T:
     """A dataclass out of a JSON object; fields that it lacks take their defaults.
 
-    Raises UserError where something is no field, a field that has no default is missing, or a value does not fit.
+    Raises UserError if something is no field, a field that has no default is missing, or a value does not fit.
     """
     if not isinstance(plain, dict):
         raise UserError(f"a {kind.__name__} is an object, not {plain!r:.60}")

@@ -52,7 +52,7 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # mallopt's names for what it sets, f
 
 @cache
 def keep_freed_memory() -> bool:
-    """Tells glibc to serve blocks up to 32 MiB from its heap and to keep 1 GiB of it; False where there is no glibc.
+    """Tells glibc to serve blocks up to 32 MiB from its heap and to keep 1 GiB of it; False if there is no glibc.
 
     Of the whole process, so no game does it: the command line, runs, live runs and the notebooks' `check_env` do. It makes
     rounds faster and changes nothing else.
@@ -64,7 +64,7 @@ def keep_freed_memory() -> bool:
 
 
 def release_freed_memory() -> bool:
-    """Gives what is freed now back to the kernel; False where there is no glibc, or nothing to give.
+    """Gives what is freed now back to the kernel; False if there is no glibc, or nothing to give.
 
     Before a live run: the figure's JavaScript, 5 MB, was copied on its way to the page several times, and would stay. After
     it: what its thread has freed, no other thread can use.

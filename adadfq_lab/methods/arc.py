@@ -38,7 +38,7 @@ WIDTH = 64
 
 
 class Cell(NamedTuple):
-    """The edges of one cell: n or b for up and cross; 1, 3, 5 (kernel), d3, d5 (dilated) for op; 0 where there is no edge."""
+    """The edges of one cell: n or b for up and cross; 1, 3, 5 (kernel), d3, d5 (dilated) for op; 0 if there is no edge."""
 
     up: str  # input -> n0, n1
     op: str  # n0 -> n2, n1 -> n2, n0 -> n3, n1 -> n3, n2 -> n3

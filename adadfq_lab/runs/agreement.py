@@ -1,7 +1,7 @@
-"""Where Q predicts what P predicts: what can be measured without labels, and without any image at all.
+"""Agreement of Q with P, which can be measured without labels, and even without images.
 
 Held-out generated images are new draws of the trained G, from noise that no round has drawn. Agreement on them ranks students
-of one teacher. It is not accuracy: G was trained to find images on which P and Q disagree, so it is the lower, and by how much
+of one teacher. It is not accuracy: G was trained to find images on which P and Q disagree, so it is lower, and by how much
 depends on the game. On unlabelled photographs of the kind that P was trained on, agreement is close to the accuracy that Q
 keeps of P's.
 """
@@ -46,7 +46,7 @@ class Agreement:
 
 
 def on_images(game: Game, plain: Student, data: ImageSet) -> Agreement:
-    """Agreement with P on real images, whose labels are not looked at."""
+    """Agreement with P on real images; labels are not used."""
     teacher = game.teacher
     found = [agreement(one, teacher, data, teacher.normalize) for one in (plain, game.student)]
     return Agreement(found[0], None, found[1], data.source)
@@ -56,7 +56,7 @@ def on_images(game: Game, plain: Student, data: ImageSet) -> Agreement:
 def on_generated(game: Game, plain: Student, calibrated: Student) -> Agreement:
     """Agreement with P on held-out images of G as it is now: 1,024 small ones, fewer large ones.
 
-    The ranges of `calibrated` are observed on other new images of G. The game goes on afterwards as if nothing had been asked.
+    The ranges of `calibrated` are observed on other new images of G. The game is not changed.
     """
     count = max(128, min(1024, 2**24 // math.prod(game.teacher.info.input_shape[1:])))
     _observe(calibrated, [_images(game, i) for i in range(OBSERVED)])
@@ -73,7 +73,7 @@ def on_generated(game: Game, plain: Student, calibrated: Student) -> Agreement:
 
 
 def _images(game: Game, number: int) -> Tensor:
-    """The held-out batch of that number, of classes drawn at random."""
+    """Held-out batch number `number`, of random classes."""
     seed = (game.seed + _NEW + (number << 20)) % 2**63
     labels = torch.randint(game.classes, (BATCH,), generator=torch.Generator().manual_seed(seed))
     return game.generate(labels, seed=seed).contiguous(memory_format=torch.channels_last)

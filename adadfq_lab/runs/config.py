@@ -35,14 +35,14 @@ class RunConfig:
         upper: The upper bound of H', lambda_u; the method's own if not given.
         seed: Of the generator's first weights and of every draw.
         schedule: When what happens, and how fast.
-        settings: Of the method, where they differ from its own, by name; `--set alpha_ds=0.3` on the command line.
+        settings: Of the method, by name, if they differ from its own; `--set alpha_ds=0.3` on the command line.
         fidelity: Which truth to follow where paper, released code and good sense differ.
         every_input: Also quantise layer inputs that no ReLU precedes.
         precision: float32, tf32 (CUDA) or bf16 (autocast).
         compile: off; default has torch.compile make kernels for the networks, which takes minutes at the start and does not
             pay on a CPU; graphs records CUDA graphs of them too, on a GPU only.
-        device: auto takes a GPU where there is one.
-        evaluate_every: Rounds between measurements of the student's accuracy; 0 measures only where the table needs it.
+        device: auto takes a GPU if there is one.
+        evaluate_every: Rounds between measurements of the student's accuracy; 0 measures only when the table needs it.
         save_every: Rounds between checkpoints; 0 saves only the last.
         gains_every: Rounds between measurements of the players' gains; 0 for never.
     """
@@ -81,14 +81,14 @@ class RunConfig:
 
     @classmethod
     def from_json(cls, plain: dict[str, Any]) -> "RunConfig":
-        """The configuration that `as_json` gave; raises UserError for anything else."""
+        """The configuration that `as_json` returned; raises UserError for anything else."""
         if not {"teacher", "schedule"} <= plain.keys():
             raise UserError("no teacher or no schedule in it")
         return build(cls, plain)
 
 
 def read_config(path: Path) -> RunConfig:
-    """The configuration in a run's config.json; raises UserError if it is none."""
+    """The configuration in a run's config.json; raises UserError if it is not one."""
     content = read_bytes(path)
     try:
         return RunConfig.from_json(json.loads(content))
@@ -100,7 +100,7 @@ LEAST_BATCH = 4  # images a round below which batch statistics, and so L_BNS and
 
 
 def smaller(config: "RunConfig") -> "RunConfig | None":
-    """The next smaller setting: on a GPU bf16, then half the images a round, down to 4; None where there is none."""
+    """The next smaller setting: on a GPU bf16, then half the images a round, down to 4; None if there is none."""
     if config.device.startswith(("cuda", "auto")) and torch.cuda.is_available() and config.precision != "bf16":
         return dataclasses.replace(config, precision="bf16")
     batch = config.schedule.batch // 2
@@ -110,7 +110,7 @@ def smaller(config: "RunConfig") -> "RunConfig | None":
 
 
 def offer(config: "RunConfig") -> str:
-    """What to try where memory did not suffice for `config`, in a sentence."""
+    """What to try if there was too little memory for `config`, in a sentence."""
     said = f"there is too little memory for {config.schedule.batch} images a round in {config.precision}"
     less = smaller(config)
     if less is None:

@@ -1,11 +1,11 @@
-"""What a run will take, before it is played: a few seconds of its own rounds on this machine, and arithmetic.
+"""Estimates what a run will take, from a few seconds of its own rounds on this machine.
 
     found = estimate(config)            # plays about ten seconds, in a game of its own
     print(found.table())                # hours, memory, disk
 
-Both phases are timed, since in the warm-up only G learns; so are the students' and the teacher's look at some images, a saved
-checkpoint and the players' gains. Nothing of it depends on what the weights are: a teacher that would have to be downloaded is
-stood in for by an untrained network of its layers, and images that are not here by noise.
+Both phases are timed, since only G learns in the warm-up. So are measuring student and teacher on some images, saving a
+checkpoint and the players' gains. No time depends on the values of the weights, so a teacher that is not downloaded yet is
+replaced by an untrained network with its layers, and missing images by noise.
 """
 
 import dataclasses
@@ -50,9 +50,9 @@ class Estimate:
     """Seconds, and megabytes of 2^20 bytes.
 
     warmup_round, play_round: one round with its line in the log
-    setup, evaluation, checkpoint, report: of one each, wherever it happens in the run
+    setup, evaluation, checkpoint, report: of one each
     peak_mb: of memory; on a GPU, of the GPU's
-    disk_mb: that the run's folder will hold
+    disk_mb: size of the run's folder at the end
     """
 
     device: str
@@ -100,9 +100,9 @@ class Estimate:
 
 
 def estimate(config: RunConfig, *, seconds: float = 10.0) -> Estimate:
-    """What a run of `config` takes here, from about `seconds` seconds of rounds; slow rounds take what three of each take.
+    """The estimate of a run of `config`, from about `seconds` seconds of rounds, or from three rounds of each phase if slow.
 
-    Raises UserError for a configuration that cannot be played, and torch.OutOfMemoryError where a GPU has too little memory.
+    Raises UserError for a configuration that cannot be played, and torch.OutOfMemoryError if a GPU has too little memory.
     """
     release_freed_memory()
     forget_peak()
@@ -114,7 +114,7 @@ def estimate(config: RunConfig, *, seconds: float = 10.0) -> Estimate:
     first = min(schedule.warmup, config.rounds)
     with tempfile.TemporaryDirectory() as folder:
         log = RecordLog(Path(folder) / "records.jsonl", 0, every=game.check_every)
-        # Memory of the optimizers is taken at a first step, so both phases are visited before either is timed.
+        # Optimizers allocate memory at their first step, so both phases are visited before either is timed.
         probe = _Probe(game, log)
         probe.phase(warmup=1, observe=2)
         probe.rounds(2)
@@ -183,7 +183,7 @@ class _Probe:
         return timed(play)
 
     def mean(self, seconds: float) -> float:
-        """Seconds a round, over as many as fit in `seconds`, three at least; 0 where none are asked for."""
+        """Seconds a round, over as many as fit in `seconds`, three at least; 0 for none."""
         if not seconds:
             return 0.0
         group, spent, count = self.game.method.generator_every, 0.0, 0  # rounds that are unlike each other
@@ -203,7 +203,7 @@ class _Probe:
 
 
 def teacher_or_stand_in(name: str) -> tuple[Teacher, bool]:
-    """The teacher called `name`, or an untrained one that stands in for one to be downloaded; and whether it is untrained."""
+    """The teacher called `name`, or an untrained stand-in for one that is not downloaded yet; and whether it is untrained."""
     entry = ZOO.get(name)
     if entry is None or (cache_folder() / entry.file).exists():
         return load_teacher(name), False
@@ -236,7 +236,7 @@ def _images(config: RunConfig, teacher: Teacher) -> tuple[ImageSet, int]:
 
 
 def _decoding() -> float:
-    """Seconds that reading an image file of ImageNet's usual size takes of each measured image, on all cores together."""
+    """Seconds per image to read files of ImageNet's usual size, on all cores together."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "image.jpg"
         noise = torch.randint(256, (47, 63, 3), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
@@ -250,9 +250,9 @@ def largest_that_fits(
 ) -> tuple[RunConfig, Estimate, tuple[str, ...]]:
     """`config`, or the next smaller setting that this machine's memory takes, its estimate, and what was tried before.
 
-    limit_mb: count more than so many MB as too much, where the machine itself would go further
+    limit_mb: treat more than this as too much, even if the machine has more
 
-    Raises UserError where nothing fits.
+    Raises UserError if nothing fits.
     """
     tried: tuple[str, ...] = ()
     while True:

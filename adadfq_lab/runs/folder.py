@@ -1,4 +1,4 @@
-"""A run's folder on disk: its checkpoints, of which the last two are kept, and what a full disk does to it."""
+"""A run's folder on disk: its last two checkpoints, its lock, and errors of a full disk."""
 
 import dataclasses
 import errno
@@ -15,7 +15,7 @@ from adadfq_lab.machine.files import write_atomically
 from adadfq_lab.machine.locks import claimed
 from adadfq_lab.runs.config import RunConfig, read_config
 
-_CHECKPOINT = re.compile(r"round_\d+\.ckpt")  # and no copy that somebody made of one
+_CHECKPOINT = re.compile(r"round_\d+\.ckpt")  # not a copy that the user made of one
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 """What writing to a full or failing disk raises an OSError with."""
 
@@ -38,7 +38,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def last_checkpoint(folder: Path) -> Path:
-    """The newest checkpoint of a run; raises UserError where there is none."""
+    """The newest checkpoint of a run; raises UserError if there is none."""
     found = checkpoints(folder)
     if not found:
         raise UserError(f"{folder} has no checkpoint to resume from; remove it, or choose another --name")
@@ -46,9 +46,9 @@ def last_checkpoint(folder: Path) -> Path:
 
 
 def resumed(folder: Path, game: Game, from_round: int | None) -> Game:
-    """The saved game of the run whose first round `game` stands before; newer checkpoints are removed once it is read.
+    """Loads the run's saved game, given `game` before its first round; newer checkpoints are removed after that.
 
-    Raises UserError where the checkpoint is missing, damaged or of another run, and names an older one that is intact.
+    Raises UserError if the checkpoint is missing, damaged or of another run, and names an older one that is intact.
     """
     path = last_checkpoint(folder) if from_round is None else checkpoint_path(folder, from_round)
     there = checkpoints(folder)
@@ -90,7 +90,7 @@ def _intact(path: Path, game: Game) -> bool:
 
 @contextmanager
 def full_disk(folder: Path) -> Iterator[None]:
-    """Turns what a full or failing disk raises into one line; what was saved before is whole."""
+    """Turns the errors of a full or failing disk into one line; files saved before stay intact."""
     try:
         yield
     except OSError as error:
@@ -103,7 +103,7 @@ def full_disk(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _claimed(folder: Path, config: RunConfig, resume: bool) -> Iterator[None]:
-    """Makes the folder and keeps other runs out of it; refuses one that holds another configuration."""
+    """Makes the folder and locks it against other runs; refuses one that holds another configuration."""
     path = folder / "config.json"
     if resume and not path.exists():
         raise UserError(f"{folder} holds no run to resume")

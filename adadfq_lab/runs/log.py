@@ -1,8 +1,8 @@
-"""records.jsonl: what a run writes down, one JSON object a line and a round, and how it is read again.
+"""records.jsonl: the log of a run, one JSON object a line and a round, and how it is read again.
 
-Everything that watches, draws or tabulates a run reads this file alone. It is read line by line, so a log of any length takes
-the same memory. At each checkpoint the run also notes the length and the sha256 of its log in records.sums: a resumed run
-continues a log that is what it was, and says in one line what is missing from one that is not.
+Everything that watches, draws or tabulates a run reads only this file. It is read line by line, so a log of any length takes
+the same memory. At each checkpoint the run also writes the length and the sha256 of its log to records.sums: a resumed run
+continues an unchanged log, and says in one line what is missing from a changed one.
 """
 
 import dataclasses
@@ -45,7 +45,7 @@ def record_of(line: bytes) -> dict[str, Any] | None:
 
 
 def whole_lines(file: BinaryIO) -> Iterator[bytes]:
-    """The lines of `file` from where it stands, without an incomplete last one; b"" for a line longer than LONGEST."""
+    """The lines of `file` from its current position, without an incomplete last one; b"" for a line longer than LONGEST."""
     kept, too_long = bytearray(), False
     while block := file.read(_BLOCK):
         start = 0
@@ -104,9 +104,9 @@ def numbers(values: object) -> list[float]:
 
 @dataclass(frozen=True)
 class Past:
-    """What a log says about the rounds before a checkpoint.
+    """The state of a log, up to a checkpoint.
 
-    missing:  spans (first, last) of rounds that it does not hold
+    missing:  spans (first, last) of rounds that it lacks
     trouble:  what is wrong with it, in a few words; empty if nothing is
     measured: "calibrated" and "accuracy", in the order of rounds
     in_place: whether the file can be continued as it is; otherwise the lines in `where` make a new one
@@ -121,7 +121,7 @@ class Past:
 
 
 class _Reader:
-    """Goes through a log once and notes what a resumed run needs of it: flat in memory while the log is in order."""
+    """Reads a log once and keeps what a resumed run needs of it, in constant memory while the log is in order."""
 
     def __init__(self, batch: int | None) -> None:
         self.batch = batch
@@ -131,7 +131,7 @@ class _Reader:
         self.damaged = self.foreign = 0
 
     def take(self, line: bytes) -> int | None:
-        """The round of a line, which is noted; None if it is damaged or of another run."""
+        """Keeps what is needed of a line and returns its round; None if it is damaged or of another run."""
         record = record_of(line)
         found: list[tuple[int, str, Accuracy]] = []
         try:
@@ -163,7 +163,7 @@ def read_past(path: Path, index: int, *, batch: int | None = None) -> Past:
         offset, in_order, ended = 0, True, 0
         for line in whole_lines(file):
             if reader.next == index:
-                break  # what was played after the checkpoint is played again
+                break  # rounds after the checkpoint are played again
             if reader.take(line) != reader.next:
                 in_order = False
                 break
@@ -179,7 +179,7 @@ def read_past(path: Path, index: int, *, batch: int | None = None) -> Past:
 
 
 def _mended(file: BinaryIO, index: int, batch: int | None) -> Past:
-    """What can be saved of a log that is not whole: each round once, in order; contradicting lines of a round are dropped."""
+    """What is usable of a damaged log: each round once, in order; contradicting lines of a round are dropped."""
     reader, where = _Reader(batch), dict[int, tuple[int, int]]()
     offset, last, doubled, disorder, contradicting = 0, -1, 0, False, set[int]()
     file.seek(0)
@@ -217,7 +217,7 @@ def _mended(file: BinaryIO, index: int, batch: int | None) -> Past:
 
 
 def _gaps(there: list[int], index: int) -> tuple[tuple[int, int], ...]:
-    """Which of the rounds before `index` are not in `there`, a rising list, as spans (first, last)."""
+    """Spans (first, last) of the rounds before `index` that are not in the sorted list `there`."""
     ends = [-1, *there, index]
     return tuple((before + 1, after - 1) for before, after in pairwise(ends) if after > before + 1)
 
@@ -237,7 +237,7 @@ class RecordLog:
 
     index: the round that is written next; the log must hold those before it
     batch: how many samples a round has, to tell lines of another run
-    every: rounds that are written together, so that an accelerator is not waited for after each
+    every: rounds that are written together, so that the host does not wait for an accelerator after each one
 
     `trouble` says in one line what a resumed run's log lacks, or that it was changed; it is empty if nothing is wrong.
     """
@@ -247,7 +247,7 @@ class RecordLog:
         self._every, self.path = every, path
         past = read_past(path, index, batch=batch)
         self.missing, self.seconds = past.missing, past.seconds
-        """`seconds` were played before this session."""
+        """seconds: of play before this session."""
         self._measured = past.measured
         if not past.in_place:
             _keep(path, past.where)
@@ -281,7 +281,7 @@ class RecordLog:
             self.flush()
 
     def flush(self) -> None:
-        """Writes what waits."""
+        """Writes the waiting records."""
         waiting, self._waiting = self._waiting, []
         content = "".join(json.dumps(record.as_json() | extra) + "\n" for record, extra in waiting).encode()
         self._file.write(content)
@@ -289,13 +289,13 @@ class RecordLog:
         self._sums.add(content, waiting[-1][0].index + 1 if waiting else None)
 
     def sync(self) -> None:
-        """Writes what waits and has it reach the disk: a checkpoint must not know of rounds that the log does not."""
+        """Writes the waiting records to disk (fsync): a checkpoint must not hold rounds that the log lacks."""
         self.flush()
         os.fsync(self._file.fileno())
         self._sums.write()
 
     def close(self) -> None:
-        """Writes what waits and closes the file, on a full disk too."""
+        """Writes the waiting records and closes the file, even on a full disk."""
         try:
             self.flush()
         finally:
@@ -304,7 +304,7 @@ class RecordLog:
 
 
 def _keep(path: Path, where: tuple[tuple[int, int], ...]) -> None:
-    """Replaces the log by those of its lines, or stretches of lines, that stand at `where`: (offset, length) each."""
+    """Replaces the log by the parts of it at `where`, each an (offset, length)."""
     with atomic_file(path) as new:
         if not sum(length for _, length in where):
             return
@@ -342,7 +342,7 @@ class _Sums:
         self.index = self.index if index is None else index
 
     def write(self) -> None:
-        """Notes the log as it is; the newest four stay."""
+        """Adds a line for the log as it is now; the newest four stay."""
         one = {"round": self.index, "bytes": self.length, "sha256": self._hash.hexdigest()}
         self.noted = [
             *[n for n in self.noted if n["round"] != self.index][-3:],
@@ -352,7 +352,7 @@ class _Sums:
 
 
 def _read_sums(path: Path) -> list[dict[str, Any]]:
-    """What records.sums says; nothing if it is missing or damaged: then a log is judged by its lines alone."""
+    """The lines of records.sums; none if it is missing or damaged, and then a log is judged by its own lines."""
     try:
         lines = [json.loads(line) for line in read_bytes(path, limit=2**16).splitlines()] if path.exists() else []
     except (ValueError, RecursionError):

@@ -20,7 +20,7 @@ from adadfq_lab.teacher.teacher import Teacher
 
 
 def observe_noise(student: Student, shape: tuple[int, int, int], *, batches: int = 20, batch: int = 16, seed: int = 0) -> None:
-    """Lets Q see standard-normal images, so that it has activation ranges: quantization without data, plainly."""
+    """Observes Q's activation ranges on standard-normal images: plain quantization without data."""
     generator = torch.Generator().manual_seed(seed)
     device = next(student.parameters()).device
     student.observing = True

@@ -1,14 +1,14 @@
-"""Recipes: the published schedules, by name, to the papers' scale.
+"""Recipes: the published schedules, by name, at the papers' scale.
 
     config = recipe("imagenet-resnet18-3w3a").config()          # a RunConfig: what `run` and `adadfq train` take
     config = override(config, "seed=1", "alpha_ds=0.3")         # what --set does
 
 A recipe is a method on a cell of Table 2: AdaDFQ's go by the cell's name, another method's by `gdfq-cifar10-resnet20-4w4a`.
-What its authors ran stands once, in ROWS, in epochs as they counted them (200 rounds in most trainers); later rows refine
-earlier ones. A row of a method that is not registered is not offered.
+What its authors ran is listed once, in ROWS, in epochs as they counted them (200 rounds in most trainers); later rows refine
+earlier ones. Rows of methods that are not registered are left out.
 
 Milestones act in the round that begins their epoch, counted from 0, on both players. Where paper and released configurations
-differ, the configuration stands here, since the published figures came out of it; `fidelity` decides what the losses are.
+differ, the configuration is used here, since the published numbers came from it; `fidelity` decides the losses.
 """
 
 import dataclasses
@@ -47,7 +47,7 @@ class Plan:
     warmup:     epochs in which only G learns
     observe:    epochs, from the first, in which activation ranges are observed
     milestones: epochs that begin with a tenth of the learning rates before them
-    settings:   of the method, where they differ from its own
+    settings:   of the method, if they differ from its own
     """
 
     epoch: int = 200
@@ -66,7 +66,7 @@ def _set(**settings: Any) -> dict[str, Any]:
     return {"settings": tuple(settings.items())}
 
 
-# Method, cells, what differs from what stands above it. Settings add up.
+# Method, cells, what differs from the rows above. Settings add up.
 ROWS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     # AdaDFQ, released configurations and the comments in them: 16 images a round, T = 5 on ImageNet.
     ("adadfq", "*", {"batch": 16}),
@@ -204,7 +204,7 @@ def recipes(method: str = "") -> Iterator[Recipe]:
 
 
 def recipe(name: str) -> Recipe:
-    """The recipe called `name`; raises UserError where there is none."""
+    """The recipe called `name`; raises UserError if there is none."""
     found = [r for r in recipes() if r.name == name]
     if not found:
         raise UserError(f"no recipe is called {name!r}; adadfq recipes lists them, as in {next(recipes()).name}")
@@ -212,9 +212,9 @@ def recipe(name: str) -> Recipe:
 
 
 def usual_run(method: str, base: RunConfig = RunConfig()) -> RunConfig:  # noqa: B008 (frozen)
-    """`base`, else the default configuration, with `method`, the warm-up that serves it and as many rounds of play as before.
+    """`base` (the default configuration if None) with `method`, its usual warm-up and as many rounds of play as before.
 
-    A warm-up that is not the one that serves the method of `base` was asked for, and stays.
+    A warm-up of `base` that is not the usual one of its method was chosen by the user and stays.
     """
     before, warmup = make_method(base.method).warmup, make_method(method).warmup
     named = dataclasses.replace(base, method=method)
@@ -226,7 +226,7 @@ def usual_run(method: str, base: RunConfig = RunConfig()) -> RunConfig:  # noqa:
 
 
 def resolve(name: str) -> RunConfig:
-    """The configuration of the recipe `name`, or of a run folder or its config.json where `name` is a path."""
+    """The configuration of the recipe `name`, or of a run folder or its config.json if `name` is a path."""
     path = Path(name)
     if path.is_dir() or path.suffix == ".json":
         path = path / "config.json" if path.is_dir() else path
@@ -239,7 +239,7 @@ def resolve(name: str) -> RunConfig:
 
 
 def summary(name: str, config: RunConfig) -> tuple[dict[str, Any], str]:
-    """What `config` comes to, as JSON and as text: the resolved configuration, images drawn and student updates."""
+    """`config` in full, as JSON and as text, with the images drawn and the student updates."""
     s, method = config.schedule, make_method(config.method, **config.settings)
     rates, observed = s.rates(method), s.observed(method)
     plain: dict[str, Any] = {"recipe": name, "config": config.as_json(), "rates": dataclasses.asdict(rates)}
@@ -278,7 +278,7 @@ def shortened(config: RunConfig, rounds: int) -> RunConfig:
 def override(config: RunConfig, *changes: str) -> RunConfig:
     """`config` with changes such as "seed=1", "batch=8", "alpha_ds=0.3": of its fields, its schedule's, its method's settings.
 
-    Values are JSON, or text where they are not. Raises UserError for a key nobody knows and a value that does not fit it.
+    Values are JSON or, failing that, text. Raises UserError for an unknown key and for a value that does not fit.
     """
     for change in changes:
         key, equals, text = change.partition("=")

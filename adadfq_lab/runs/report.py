@@ -1,4 +1,4 @@
-"""report.html: a run in one small file without scripts; `--interactive` puts plotly into it, some 5 MB, to hover and zoom."""
+"""report.html: a run in one small file without scripts; with `--interactive`, plotly figures to hover and zoom, some 5 MB."""
 
 import html
 import json
@@ -60,7 +60,7 @@ def as_history(records: Iterable[dict[str, Any]], classes: int = 10) -> History:
 
 
 def _row(record: dict[str, Any]) -> dict[str, float | Column]:
-    """What of a line is a number; the gains of the warm-up, in which Q does not move, are left out."""
+    """The numbers of a line, without the gains of the warm-up, in which Q does not move."""
     found: dict[str, float | Column] = {name: value for name, v in record.items() if (value := number(v)) is not None}
     if record.get("phase") == "warm-up":
         found = {name: value for name, value in found.items() if not name.startswith("gain_")}
@@ -142,7 +142,7 @@ def _table(found: Mapping[str, Any], head: str) -> str:
 def write_report(folder: Path, game: Game, teacher: Teacher, data: ImageSet | None, *, interactive: bool = False) -> Path:
     """Writes report.html into a finished run's folder, from its records and its generator; returns its path.
 
-    interactive: figures of plotly, which is then in the file, in place of SVG
+    interactive: plotly figures instead of SVG; plotly is then part of the file
     """
     classes = data.classes if data is not None and data.labelled else teacher.info.classes
     history = as_history(iterate_records(folder / "records.jsonl"), len(classes))
@@ -202,7 +202,7 @@ def _figures(history: History, result: Mapping[str, Any]) -> list[tuple[str, lis
 
 
 def report(folder: Path, *, interactive: bool = False) -> Path:
-    """Writes the report of a finished run again, from its folder alone; raises UserError if there is no finished run."""
+    """Writes the report of a finished run again, from its folder; raises UserError if there is no finished run."""
     if not (folder / "result.json").exists():
         raise UserError(f"{folder} holds no finished run; give the folder of one, as runs/NAME")
     config = read_config(folder / "config.json")

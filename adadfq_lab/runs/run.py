@@ -47,7 +47,7 @@ from adadfq_lab.teacher.teacher_files import load_teacher, save_teacher
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a run. Accuracies are top-1 on the same labelled images, in percent; None without such images.
+    """The result of a run. Accuracies are top-1 on the same labelled images, in percent; None without such images.
 
     plain:      Q with ranges observed on standard-normal images, nothing trained
     calibrated: Q with ranges observed on the warm generator's images, untrained; None if the run ended in the warm-up
@@ -120,10 +120,10 @@ def run(
     """Plays a whole run in `folder` and returns its result; `resume` continues from the folder's last checkpoint.
 
     report: also write report.html; interactive: with plotly in it
-    teacher: a teacher of one's own in place of the one that `config` names; it is saved in the folder as teacher.safetensors
-    from_round: continue from the checkpoint of that round instead; what was played after it is played again
+    teacher: used instead of the one that `config` names, and saved in the folder as teacher.safetensors
+    from_round: continue from the checkpoint of that round instead; later rounds are played again
 
-    Progress goes to standard error. Raises UserError where the folder cannot be written, is full, is in use, or holds another
+    Progress goes to standard error. Raises UserError if the folder cannot be written, is full, is in use, or holds another
     run. On Ctrl-C, SIGTERM and SIGHUP the game is saved, and KeyboardInterrupt is raised.
     """
     keep_freed_memory()
@@ -178,9 +178,9 @@ def _from_file(content: bytes) -> Teacher:
 
 
 def follow(config: RunConfig) -> None:
-    """What every process but the first does in a run on several: plays the same rounds, and writes and measures nothing.
+    """The part of all processes but the first in a run on several: plays the same rounds; writes and measures nothing.
 
-    The game is the first process's, handed out by it, at whatever round it starts or continues.
+    The game comes from the first process, at the round at which it starts or continues.
     """
     keep_freed_memory()
     teacher = load_teacher(config.teacher)
@@ -271,7 +271,7 @@ def _play(
 
 @contextmanager
 def _saved_on_interrupt(log: RecordLog, game: Game, folder: Path) -> Iterator[None]:
-    """Saves the game on a KeyboardInterrupt, which then goes on."""
+    """Saves the game on a KeyboardInterrupt, and raises it again."""
     try:
         yield
     except KeyboardInterrupt:
@@ -281,7 +281,7 @@ def _saved_on_interrupt(log: RecordLog, game: Game, folder: Path) -> Iterator[No
 
 
 def _lost(game: Game, folder: Path) -> str:
-    """What an end on the spot costs, and how to go on."""
+    """What a second interrupt would lose, and how to continue."""
     found = checkpoints(folder)
     if not found:
         return "nothing is saved"

@@ -1,8 +1,8 @@
-"""A run in progress, seen from outside: from its config.json and records.jsonl alone.
+"""A run in progress, seen from outside: from its config.json and records.jsonl only.
 
-Nothing of the run's process is needed, so it may play on another machine whose folder is shared. The log is followed as it
-grows: an incomplete last line is read when it is complete, and a log that is written anew (a resumed run) is read anew. A first
-look at a long log reads its end, and of the rest only the accuracies. Nothing in a log is trusted: what is not a finite number
+The run may play in another process, or on another machine with which the folder is shared. The log is followed as it
+grows: an incomplete last line is read when it is complete, a log that is written anew (a resumed run) is read anew. The first
+look at a long log reads its end, and of the rest the accuracies. Nothing in a log is trusted: what is not a finite number
 counts as missing, and no control character reaches the terminal.
 
     for line in follow(folder): tracker.log(scalars(line), step=line["round"])     # wandb, trackio, or your own
@@ -46,9 +46,9 @@ class Log:
         self._inode, self._offset = -1, 0
 
     def new(self, last: int | None = None) -> tuple[list[dict[str, Any]], bool]:
-        """Some of the new lines, and whether they begin a log that is written anew. Lines that are damaged are left out.
+        """Some of the new lines, and whether they begin a log that is written anew. Damaged lines are left out.
 
-        last: of how many lines at the end everything is asked. Of those before them only the accuracies are given, as
+        last: how many lines at the end are returned whole. Of those before only the accuracies are returned, as
             {"accuracy": {...}}, which reads a log of any length in a fraction of a second.
 
         At most about 4 MB of whole lines are read at a time: ask again until nothing comes. Raises UserError if the log is
@@ -57,7 +57,7 @@ class Log:
         if not self.path.exists():
             return [], False
         with open_regular(self.path) as file:
-            status = os.fstat(file.fileno())  # of what was opened: by now another file may be of that name
+            status = os.fstat(file.fileno())  # of the opened file; by now the path may name another
             self.modified = status.st_mtime
             anew = status.st_ino != self._inode or status.st_size < self._offset
             if anew:
@@ -77,7 +77,7 @@ class Log:
                 break
             content += block
         end = content.rfind(b"\n") + 1
-        if not end and len(content) >= LONGEST:  # no line: it is passed over, and what is left of it is damaged too
+        if not end and len(content) >= LONGEST:  # too long for a line: skipped, and its rest is damaged too
             end = len(content)
         self._offset += end
         return [record for line in bytes(content[:end]).splitlines() if (record := record_of(line)) is not None]
@@ -101,9 +101,9 @@ def _last_lines(file: BinaryIO, start: int, end: int, count: int) -> int:
 
 
 def _accuracies(file: BinaryIO, start: int, end: int) -> list[dict[str, Any]]:
-    """The measured accuracies between two places of a log, each as {"accuracy": {...}}; nothing else is looked at.
+    """The measured accuracies between two places of a log, each as {"accuracy": {...}}.
 
-    Braces are searched, which are rare among the numbers of a line and found as fast as memory is read.
+    It searches for braces, which are rare in a line of numbers and found as fast as memory is read.
     """
     file.seek(start)
     buffer, kept, at, found = bytearray(_KEPT + BLOCK), 0, 0, []
@@ -111,7 +111,7 @@ def _accuracies(file: BinaryIO, start: int, end: int) -> list[dict[str, Any]]:
     while start < end and (count := file.readinto(view[kept : kept + min(BLOCK, end - start)])):  # type: ignore[attr-defined]
         start += count
         filled = kept + count
-        last = filled if start >= end else max(at, filled - _OBJECT)  # an object that may not be whole waits
+        last = filled if start >= end else max(at, filled - _OBJECT)  # an object may be incomplete here
         while (at := buffer.find(b"{", at, last)) >= 0:
             if at and buffer[at - 1] != 10 and bytes(buffer[max(0, at - 20) : at]).rstrip().endswith(b'"accuracy":'):
                 measured = _measured(bytes(buffer[at : min(filled, at + _OBJECT)]))
@@ -147,7 +147,7 @@ def top1(record: dict[str, Any]) -> float | None:
 
 @dataclass(frozen=True)
 class Look:
-    """What `Watch` keeps of a line: a few numbers, however many samples the round has."""
+    """The few numbers that `Watch` keeps of a line."""
 
     round: int
     seconds: float
@@ -175,7 +175,7 @@ class Look:
 
 @dataclass(frozen=True)
 class Status:
-    """A run at a moment; what was not measured yet is None. Averages are over the last 200 rounds.
+    """The state of a run; what was not measured yet is None. Averages are over the last 200 rounds.
 
     state:      waiting (no round yet), playing, silent (the log has not grown for long), finished
     left:       seconds to go at the present pace, measurements included
@@ -235,7 +235,7 @@ def sparkline(values: tuple[float, ...], width: int = 40) -> str:
 
 
 class Watch:
-    """Follows the run in `folder`; `look()` says how it stands. Raises UserError where no run is."""
+    """Follows the run in `folder`; `look()` says how it stands. Raises UserError if there is no run."""
 
     def __init__(self, folder: Path) -> None:
         path = folder / "config.json"
@@ -249,12 +249,12 @@ class Watch:
 
     @property
     def title(self) -> str:
-        """What is played."""
+        """Method, teacher, bits and seed."""
         c = self.config
         return f"{c.method} on {c.teacher}, {c.bits}, seed {c.seed}"
 
     def look(self) -> Status:
-        """Reads what is new."""
+        """The state of the run after the new lines."""
         while True:
             lines, anew = self.log.new(last=LATELY)
             if anew:
@@ -312,7 +312,7 @@ def watch(folder: Path, *, every: float = 2.0, copy: Path | None = None) -> Stat
 
 
 def write_page(path: Path, frame: str, every: float) -> None:
-    """`frame` as a web page that loads itself again."""
+    """`frame` as a web page that reloads itself."""
     body = f'<pre style="font-size: 1.1rem">{html.escape(frame)}</pre>'
     write_atomically(path, page("adadfq", [body], refresh=max(1, round(every))).encode())
 
@@ -344,7 +344,7 @@ def scalars(line: dict[str, Any]) -> dict[str, float]:
 
 
 def to_tensorboard(folder: Path, logs: Path) -> None:
-    """Writes a run's log to TensorBoard's `logs` as it grows. Raises UserError where TensorBoard is not installed."""
+    """Writes a run's log to TensorBoard's `logs` as it grows. Raises UserError if TensorBoard is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter  # needs the extra `tensorboard`
     except ImportError:

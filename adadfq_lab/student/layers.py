@@ -57,7 +57,7 @@ class QuantConv2d(QuantLayer):
         self._pad = conv._reversed_padding_repeated_twice
 
     def affine(self) -> tuple[Tensor, Tensor] | None:
-        """(a, b), each `(out,)`, of the batch norm in eval mode: bn(u) = a u + b; None where there is none to fold."""
+        """(a, b), each `(out,)`, of the batch norm in eval mode: bn(u) = a u + b; None if there is none to fold."""
         bn = self.bn
         if bn is None or bn.training or bn.running_mean is None or bn.running_var is None:
             return None

@@ -78,7 +78,7 @@ def quantize_linear(theta: Tensor, bits: int) -> Tensor:
     """Eq. (18) to the letter on a whole tensor: round((2^n - 1)(theta - min)/(max - min) - 2^(n-1)), int32.
 
     Computed in float64, however narrow or wide the range. A constant tensor, for which the equation is 0/0, gets the lowest
-    code, an empty one no codes. Raises ValueError where an entry is infinite or NaN, for then there is no range.
+    code, an empty one no codes. Raises ValueError if an entry is infinite or NaN, for then there is no range.
     """
     wide = theta.detach().to(torch.float32 if theta.device.type == "mps" else torch.float64)
     if not wide.isfinite().all():

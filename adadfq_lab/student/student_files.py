@@ -42,7 +42,7 @@ def load_student(path: Path, teacher: Teacher | None = None) -> tuple[Teacher, S
 
     teacher: needed where it is neither shipped nor in the zoo nor named by the `config.json` of the run folder the file lies in
 
-    Raises UserError where the file is missing, damaged, holds no student, or was made from another teacher.
+    Raises UserError if the file is missing, damaged, holds no student, or was made from another teacher.
     """
     tensors, info, quantization, _ = _read(path)
     teacher = teacher or _find_teacher(path, info)
@@ -80,7 +80,7 @@ def quantization_json(student: Student) -> dict[str, Any]:
 
 
 def quantization_from_json(plain: Any) -> dict[str, Any]:
-    """The arguments of `quantize` out of a file; raises UserError where they are none."""
+    """The arguments of `quantize` out of a file; raises UserError if they are none."""
     bits = plain.get("bits") if isinstance(plain, dict) else None
     if not isinstance(bits, str):
         raise UserError("it does not say how the student was quantised")

@@ -212,7 +212,7 @@ def _submitit() -> Any:
 
 
 def make_engine(name: EngineName, workers: int, root: Path, resources: Resources | None = None) -> Engine:
-    """The engine called `name`; raises UserError where this machine lacks what it needs."""
+    """The engine called `name`; raises UserError if this machine lacks what it needs."""
     if workers < 1:
         raise UserError(f"workers must be at least 1, not {workers}")
     match name:

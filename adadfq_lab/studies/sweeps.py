@@ -71,7 +71,7 @@ class Status:
 
 
 def status(root: Path) -> list[Status]:
-    """The status of every run under `root`, sorted by the options they differ in; raises UserError where there is none."""
+    """The status of every run under `root`, sorted by the options they differ in; raises UserError if there is none."""
     try:
         folders = sorted(path for path in root.iterdir() if os.path.lexists(path / "wanted.json"))
     except OSError as error:

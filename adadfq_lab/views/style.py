@@ -68,7 +68,7 @@ def figure(title: str, x: str, y: str, *, alt: str = "", height: int = 340, **la
     """An empty figure with the house's look. x and y are axis labels with their units, as in "H_info [nats]".
 
     alt: what the figure shows, in a sentence or two, for whoever cannot see it; without it, title and axes are named
-    Raises ValueError where the title or a label is empty.
+    Raises ValueError if the title or a label is empty.
     """
     if not (title and x and y):
         raise ValueError("a figure needs a title and a label on both axes")

@@ -62,7 +62,7 @@ class Value:
 
     grid:   of the codes
     mixed:  their grids, if they lie on several
-    bounds: floats between which its numbers lie, None where that takes a look at data
+    bounds: floats between which its numbers lie, None if that takes a look at data
     """
 
     floats: str = ""
