@@ -1,4 +1,4 @@
-"""Images with labels, which data-free quantization needs for one purpose only: to measure."""
+"""Images with labels. Data-free quantization needs them only to measure."""
 
 from adadfq_lab._moved import old_names
 

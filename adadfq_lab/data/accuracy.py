@@ -41,11 +41,11 @@ def wilson(correct: int, images: int, z: float = 1.959963984540054) -> tuple[flo
 def accuracy(network: nn.Module, data: ImageSet, normalize: Callable[[Tensor], Tensor], batch: int = 0) -> Accuracy:
     """Top-1 of `network` in eval mode on `data`; `normalize` turns uint8 images into its input. Restores the mode.
 
-    batch: images at a time; 0 for 100 small ones, or fewer large ones (20 of ImageNet's): a CPU's kernel stays small, and a GPU
+    batch: images at a time; 0 for 100 small ones, or fewer large ones (20 of ImageNet's): a CPU needs little memory, and a GPU
            takes ten times as many
 
-    A student's activation ranges stay as they are: what is measured must not calibrate. Raises UserError for images without
-    labels, and for a student whose ranges have seen no images: it would score chance.
+    A student's activation ranges stay as they are, since measuring must not calibrate. Raises UserError for images without
+    labels, and for a student whose ranges have not been observed.
     """
     if not data.labelled:
         raise UserError(f"accuracy takes labels, which {data.name} has not; sort the images into one folder a class")
@@ -59,7 +59,7 @@ def accuracy(network: nn.Module, data: ImageSet, normalize: Callable[[Tensor], T
 def agreement(
     network: nn.Module, teacher: nn.Module, data: ImageSet, normalize: Callable[[Tensor], Tensor], batch: int = 0
 ) -> Accuracy:
-    """Percent of the images for which `network` predicts the class that `teacher` predicts; labels are not looked at."""
+    """Percent of the images for which `network` predicts the class that `teacher` predicts; labels are not used."""
     both = (_predictions(one, data, normalize, batch) for one in (network, teacher))
     return share([own == theirs for (own, _), (theirs, _) in zip(*both, strict=True)])
 
@@ -76,14 +76,14 @@ def _predictions(
     network: nn.Module, data: ImageSet, normalize: Callable[[Tensor], Tensor], batch: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """(predicted classes, labels), a batch at a time, in eval mode."""
-    if line := getattr(network, "unobserved", ""):  # a student has it
+    if line := getattr(network, "unobserved", ""):  # only a student has it
         raise UserError(line)
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     pixels = math.prod(data.images.shape[2:])
     most = 10 if device.type == "cuda" else 1
     was_training = network.training
     network.eval()
-    with getattr(network, "frozen", nullcontext)():  # a student has it
+    with getattr(network, "frozen", nullcontext)():  # only a student has it
         for images, labels in data.batches(batch or most * max(1, min(100, 2**20 // pixels))):
             yield network(normalize(to_device(images, device))).argmax(1), labels
     network.train(was_training)

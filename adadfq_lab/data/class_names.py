@@ -1,8 +1,8 @@
-"""Class names of a teacher and of a data set, compared: a label means nothing until both count the classes alike.
+"""Compares the class names of a teacher and a data set: a label means nothing unless both number the classes alike.
 
-The same names in another order, or some of them, are mapped to the teacher's order. Other names are refused: whatever accuracy
-came out would be of another task. Names are compared without case, spaces and punctuation, so `lawn_mower` is `lawn mower`.
-Numbers, and `class 3`, are not names; classes without names are taken in the order in which they are.
+The same names in another order, or some of them, are mapped to the teacher's order. Other names are refused, since an accuracy
+would be of another task. Names are compared without case, spaces and punctuation, so `lawn_mower` is `lawn mower`.
+Numbers, and `class 3`, are not names; classes without names stay in their order.
 """
 
 import re
@@ -20,9 +20,9 @@ def named(classes: tuple[str, ...]) -> bool:
 
 
 def in_order_of(data: ImageSet, classes: tuple[str, ...], owner: str) -> ImageSet:
-    """`data` with labels that count `classes`, those of `owner`.
+    """`data` with labels that are indices into `classes`, the classes of `owner`.
 
-    Raises UserError if `data` has other classes by name or, if one of both has no names, another number of them.
+    Raises UserError if `data` has other class names or, if one of the two has no names, another number of classes.
     """
     if not data.labelled or data.classes == classes:
         return data

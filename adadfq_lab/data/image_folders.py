@@ -1,7 +1,7 @@
-"""Images in folders, decoded when a batch of them is asked for: how ImageNet is measured on, and photographs of one's own.
+"""Images in folders, decoded batch by batch: ImageNet's, or the user's own photographs.
 
     photos/val/cat/0001.jpg                      one folder a class, at any depth below it: labelled
-    photos/camera/0001.jpg                       no folders: unlabelled, to see where two networks agree
+    photos/camera/0001.jpg                       no folders: unlabelled, to measure agreement of two networks
 
 ImageNet is neither shipped nor downloaded; its licence requires each user to request access. Its validation images, sorted
 into `imagenet/val/n01440764` and so on, are found if the environment variable `ADADFQ_DATA` names the folder that holds
@@ -34,15 +34,15 @@ SHAPE = (3, 224, 224)
 MODES = {1: "L", 3: "RGB"}
 OFFICIAL = 50_000
 _NOT_PHOTOGRAPHS = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
-"""Formats that Pillow lists but cannot read by itself, or that hold something else than pixels."""
+"""Formats that Pillow lists but cannot read by itself, or that do not hold pixels."""
 _LEFT_BY_SYSTEMS = ("__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini")
 
 
 @dataclass(frozen=True)
 class ImageFolder(ImageSet):
-    """Images of one split, and their labels if they lie in class folders; the images still on disk.
+    """Images of one split, on disk, and their labels if they lie in class folders.
 
-    images: their shape and type alone, `(N, 3, 224, 224)` uint8 on the device `meta` unless another shape is asked for; the
+    images: only their shape and type, `(N, 3, 224, 224)` uint8 on the device `meta` unless another shape is asked for; the
             pixels come out of `batches`
     paths:  of the files, `N`, in an order that visits the classes in turn, so that the first few are a sample of them all
     """
@@ -83,7 +83,7 @@ def decode(path: Path, shape: tuple[int, ...] = SHAPE) -> Tensor:
 
     For 224 x 224 as the networks' authors evaluate it: the shorter side is resized to 256 before. For another size it is
     resized to just that size, so that a file which has it stays as it is. Raises UserError for a file that is not an image, or
-    one of 32-bit numbers, whose white is not known.
+    one with 32-bit numbers, whose value for white is not known.
     """
     from torchvision.transforms import functional  # slow to import, and only files need it
 
@@ -125,7 +125,7 @@ def load_folder(name: str, split: str = "test", *, stub: bool = False) -> ImageF
 
     Classes are the folders in alphabetical order, or in that of their numbers if they are called 0, 1, 2 and so on; 1,000
     folders of WordNet ids get ImageNet's names. A folder of images without class folders is unlabelled. Raises UserError if
-    there are no images, and for what does not exist: a shipped part, training images.
+    there are no images, and for `stub` and training images, which do not exist.
     """
     if stub:
         raise UserError(f"no image of {name} is shipped; leave out --stub")
@@ -215,7 +215,7 @@ def _notes(skipped: list[Path], loose: int) -> str:
 
 
 def _ignored(path: Path) -> bool:
-    """Whether `path` is hidden, or one that a system left behind."""
+    """Whether `path` is hidden or left behind by an operating system."""
     return path.name.startswith(".") or path.name in _LEFT_BY_SYSTEMS
 
 

@@ -1,6 +1,6 @@
 """A split of a data set as one uint8 tensor in memory, and the class names that are known.
 
-No loader, no workers, nothing to wait for. An image set of files on disk is `image_folders.ImageFolder`."""
+It needs no loader and no worker processes. For files on disk see `image_folders.ImageFolder`."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -33,7 +33,7 @@ class ImageSet:
     images:  uint8, `(N, C, H, W)`
     labels:  int64, `(N,)`; all UNLABELLED if they are not known
     classes: their names; none if the labels are not known
-    source:  where they came from and how many of how many they are, in words fit for a table's caption
+    source:  where they came from and how many of how many they are, for a table's caption
     """
 
     name: str

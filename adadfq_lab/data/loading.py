@@ -32,7 +32,7 @@ from adadfq_lab.errors import UserError, first_line
 
 DATASETS = (*CLASSES, "imagenet")
 MOST_CLASSES = 100_000
-"""Of a data set whose classes have no names: a label beyond is taken for a mistake."""
+"""Limit for a data set without class names; a larger label is taken for a mistake."""
 DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
 
 
@@ -41,7 +41,7 @@ def load_data(name: str, split: str = "test", *, stub: bool = False) -> ImageSet
     `imagenet`, of a folder such as `photos/val`, which has one folder of images a class, or of a file `photos.npz`;
     `stub=True` insists on the shipped images.
 
-    Raises UserError if the data set is unknown or cannot be had without a network.
+    Raises UserError if the data set is unknown, or has to be downloaded and cannot be.
     """
     if name == "imagenet" or _is_path(name):
         if name.endswith(".npz") and Path(name).is_file() and not stub:
@@ -77,7 +77,7 @@ def load_data(name: str, split: str = "test", *, stub: bool = False) -> ImageSet
 
 
 def _is_path(name: str) -> bool:
-    """Whether `name` is a path, and not the name of a data set; a name stands for itself, whatever lies in the folder."""
+    """Whether `name` is a path, and not the name of a data set; known names are never paths."""
     if os.sep in name or (os.altsep and os.altsep in name):
         return True
     data = os.environ.get("ADADFQ_DATA")
@@ -101,7 +101,7 @@ def _image_set(name: str, split: str, images: np.ndarray, labels: np.ndarray, cl
 
 
 def _from_npz(name: str, split: str, path: Path, *, own: bool = False) -> ImageSet:
-    """The data set in a file; `own`: one that the user names by its path, whose name means nothing."""
+    """The data set in a file; `own`: named by its path, so its name is not that of a known data set."""
     try:
         _check_headers(path)
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
@@ -141,7 +141,7 @@ def _from_npz(name: str, split: str, path: Path, *, own: bool = False) -> ImageS
 
 
 def _check_headers(path: Path) -> None:
-    """Raises ValueError if an array's header claims more than its file holds, before memory is taken for it."""
+    """Raises ValueError if an array's header claims more than its file holds, before memory is allocated."""
     with zipfile.ZipFile(path) as archive:
         for entry in archive.infolist():
             if not entry.filename.endswith(".npy"):

@@ -1,9 +1,9 @@
-"""Gives up, for good, what this process may do to its machine: write, remove, run programs, connect, send signals.
+"""Takes rights away from this process, for good: to write, remove, run programs, connect and send signals.
 
     confine()    before other people's code runs; True if the kernel enforces it
 
-Linux has Landlock for this since 5.13, without a need for privileges. What it takes away cannot be had back, in this process or
-in those it starts. Reading stays allowed. Elsewhere nothing happens, and the result says so.
+Linux has Landlock for this since 5.13; it needs no privileges. What it takes away does not come back, in this process or
+in those it starts. Reading stays allowed. On other systems `confine` does nothing and returns False.
 """
 
 import ctypes
@@ -25,7 +25,7 @@ def landlock() -> int:
 
 
 def confine() -> bool:
-    """Allows this thread, and what it starts, to read and to compute, and nothing else; whether that is in force."""
+    """Allows this thread, and what it starts, only to read and to compute; returns whether that is in force."""
     version, system = landlock(), _system()
     if not version or system is None:
         return False
@@ -33,7 +33,7 @@ def confine() -> bool:
     files |= _REFER if version >= 2 else 0
     files |= _TRUNCATE if version >= 3 else 0
     handled = [files, *([_CONNECT_AND_BIND] if version >= 4 else []), *([_SIGNALS_AND_SOCKETS] if version >= 6 else [])]
-    rules = (ctypes.c_uint64 * len(handled))(*handled)  # what is handled and allowed by no rule is refused
+    rules = (ctypes.c_uint64 * len(handled))(*handled)  # everything handled is refused unless a rule allows it
     ruleset = system.syscall(_CREATE, ctypes.byref(rules), ctypes.sizeof(rules), 0)
     if ruleset < 0 or system.prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0):
         return False

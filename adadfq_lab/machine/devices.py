@@ -23,7 +23,7 @@ Precision = Literal["float32", "tf32", "bf16"]
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is a GPU, else the CPU; raises UserError for a device this machine lacks."""
+    """`auto` is CUDA if there is a GPU, else the CPU; raises UserError for a device this machine lacks."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

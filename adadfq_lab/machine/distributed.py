@@ -2,20 +2,20 @@
 
     torchrun --nproc-per-node 2 -m adadfq_lab train --batch 16 ...
 
-The loss of a round is no sum over samples: H' subtracts the batch's smallest entropy, L_BNS compares the batch's moments, G
+The loss of a round is not a sum over samples: H' subtracts the batch's smallest entropy, L_BNS compares the batch's moments, G
 normalises over its batch, and activation ranges are the batch's. Gradients averaged over processes, as usual in data-parallel
-training, would be those of another game. So a batch is *one* batch here, of which each process holds a part:
+training, would belong to another game. So a batch is *one* batch here, and each process holds a part of it:
 
     z, y                     drawn whole on every process, from the same random state; each takes its part (`shard`)
     G's batch norms          normalise over every process's part (within `spread`), and differentiate through it
     P's moments, Q's ranges  are those of the whole batch (`merged`, `extremes`)
-    images, logits           are put together (`gather`); the losses are then computed on every process, all of them alike
+    images, logits           are put together (`gather`); then every process computes the same losses
     gradients of G and Q     are summed over processes (`sum_gradients`)
 
-The losses are one function that every process happens to compute, so the gradient of a gathered tensor is the same everywhere,
+Every process computes the same losses, so the gradient of a gathered tensor is the same everywhere,
 and each process keeps its own part: `gather` needs no communication backwards, and the sum over processes of what reaches the
-weights is the gradient on one process. This holds within `spread` only, so that what the first process alone measures is left
-alone; and without other processes every function here hands back what it was given.
+weights is the gradient on one process. This holds only within `spread`, so that what the first process measures is left
+alone. Without other processes every function here returns its argument.
 """
 
 import os
@@ -48,7 +48,7 @@ _in_spread = False
 
 
 def launched() -> bool:
-    """Whether torchrun (or whoever sets its variables) started this process as one of several."""
+    """Whether torchrun (or another launcher that sets its variables) started this process as one of several."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
 
 
@@ -65,7 +65,7 @@ def _attempt() -> int:
 def joined(device: str = "auto") -> Iterator[int]:
     """Joins the processes that were launched together and yields this one's rank; one process alone is rank 0.
 
-    device: "cpu", or each process takes the GPU of its local rank where there are GPUs
+    device: "cpu"; otherwise, if there are GPUs, each process takes the one of its local rank
 
     Tensors on the CPU travel by gloo, those on a GPU by NCCL. Raises UserError if there are more processes than GPUs.
     """
@@ -83,11 +83,11 @@ def joined(device: str = "auto") -> Iterator[int]:
         backend = "cpu:gloo,cuda:nccl"
     timeout = timedelta(seconds=float(os.environ.get(TIMEOUT, "1800")))
     store, rank, size = next(rendezvous("env://", timeout=timeout))
-    # The launcher's store outlives a restart, and holds where the processes of the attempt before could be reached.
+    # The launcher's store outlives a restart, and still holds the addresses of the attempt before.
     store = PrefixStore(f"attempt {_attempt()}", store)
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     yield dist.get_rank()
-    dist.destroy_process_group()  # not after an error: that would wait for the others, who learn of it by this process's end
+    dist.destroy_process_group()  # not after an error: it would wait for the others, who learn of it when this process ends
 
 
 def processes() -> int:
@@ -114,7 +114,7 @@ def receive(path: Path) -> Path:
 
 
 def on_any(flag: bool) -> bool:
-    """Whether `flag` is set on any process; every process must ask. Hosts wait for each other, accelerators for nobody."""
+    """Whether `flag` is set on any process; every process must call it. Hosts wait for each other, accelerators do not."""
     if processes() == 1:
         return flag
     seen = torch.tensor(int(flag))
@@ -173,7 +173,7 @@ class _Gather(torch.autograd.Function):
 def gather(part: Tensor) -> Tensor:
     """The whole `(N, ...)` of which every process has a part `(N / parts, ...)`.
 
-    Its gradient is right where every process computes the same function of the whole, as they do of a loss.
+    Its gradient is right if every process computes the same function of the whole, as for a loss.
     """
     whole: Tensor = part if parts() == 1 else _Gather.apply(part)
     return whole
@@ -196,7 +196,7 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     flat = torch.cat([p.grad.reshape(-1) for p in moved if p.grad is not None])
     dist.all_reduce(flat)
     for p, total in zip(moved, flat.split([p.numel() for p in moved]), strict=True):
-        p.grad = torch.empty_like(p).copy_(total.view(p.shape))  # laid out as the parameter is: fused steps want that
+        p.grad = torch.empty_like(p).copy_(total.view(p.shape))  # laid out like the parameter, which fused steps require
 
 
 # Batch norms that normalise over all parts
@@ -243,7 +243,7 @@ def _batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """`F.batch_norm` in training mode of the whole batch, for this part `x`; moves the running statistics as it would."""
+    """`F.batch_norm` in training mode of the whole batch, for this part `x`; updates the running statistics as it does."""
     wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
     normal: Tensor
     normal, mean, var = _Normalize.apply(wide, eps)
@@ -258,7 +258,7 @@ def _batch_norm(
 
 
 class _SpreadNorms(TorchFunctionMode):
-    """Within it a batch norm in training mode, of whatever class, normalises over all parts."""
+    """Within it any batch norm in training mode normalises over all parts."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         named = kwargs or {}

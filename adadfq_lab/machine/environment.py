@@ -72,7 +72,7 @@ def _version(package: str) -> str:
 
 
 def hiding(folder: Path) -> list[Path]:
-    """Files and packages in `folder` that Python imports instead of a module of its own or of an installed package."""
+    """Files and packages in `folder` that hide a module of the standard library or of an installed package."""
     folder = folder.resolve()
     elsewhere = [entry for entry in sys.path if entry and Path(entry).resolve() != folder]
     found = []

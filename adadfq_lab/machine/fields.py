@@ -1,4 +1,4 @@
-"""Values from outside, a file or a command line, as the types that a dataclass's fields ask for, and within their limits."""
+"""Checks values from files and the command line, and converts them to the types of a dataclass's fields."""
 
 import dataclasses
 import json
@@ -20,16 +20,16 @@ def check_whole(owner: object, **least: int) -> None:
 
 
 def check_rates(owner: object, *names: str) -> None:
-    """Raises UserError for a field of `owner` that is negative, infinite or NaN; None is no rate yet."""
+    """Raises UserError for a field of `owner` that is negative, infinite or NaN; None is allowed: not set."""
     for name in names:
         if not 0 <= (getattr(owner, name) or 0.0) < math.inf:
             raise UserError(f"{name} must be a number from 0 on, not {getattr(owner, name)}")
 
 
 def fitting(key: str, hint: Any, value: Any) -> Any:
-    """`value`, out of JSON, as a `hint`: lists become tuples, whole numbers reals, objects dataclasses.
+    """`value` from JSON as the type `hint`: lists become tuples, whole numbers floats, objects dataclasses.
 
-    Raises UserError, which names `key`, if the value is none of that type.
+    Raises UserError, which names `key`, if the value does not have that type.
     """
     kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     for kind in kinds:
@@ -53,7 +53,7 @@ def fitting(key: str, hint: Any, value: Any) -> Any:
 
 
 def read(key: str, hint: Any, text: str) -> Any:
-    """`text`, off a command line, as a `hint`: what it says as JSON or, where that is nothing or does not fit, the text itself.
+    """`text` from the command line as the type `hint`: parsed as JSON or, if it is not JSON or does not fit, as it is.
 
     Raises UserError as `fitting` does.
     """
@@ -70,9 +70,9 @@ def read(key: str, hint: Any, text: str) -> Any:
 
 
 def build(kind: type[T], plain: Any) -> T:
-    """A dataclass out of a JSON object; fields that it lacks take their defaults.
+    """A dataclass made from a JSON object; missing fields take their defaults.
 
-    Raises UserError if something is no field, a field that has no default is missing, or a value does not fit.
+    Raises UserError for an unknown field, for a missing one without default, and for a value that does not fit.
     """
     if not isinstance(plain, dict):
         raise UserError(f"a {kind.__name__} is an object, not {plain!r:.60}")

@@ -1,6 +1,6 @@
 """Tensors and a little JSON in one file: written whole or not at all, checked on reading, never unpickled.
 
-Teachers, students and checkpoints are all the same thing on disk: a safetensors file whose metadata hold a JSON object and
+Teachers, students and checkpoints have the same format on disk: a safetensors file whose metadata hold a JSON object and
 the sha256 of everything else. Reading one executes nothing and reads nothing beyond the file.
 """
 
@@ -62,14 +62,14 @@ def digest(tensors: Mapping[str, Tensor], meta: str) -> str:
 
 
 def snapshot(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies of `tensors` on the CPU, for `save_tensors`: what it is given must not change while it writes."""
+    """Copies of `tensors` on the CPU for `save_tensors`, whose tensors must not change while it writes."""
     return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> str:
     """Writes `tensors` and the JSON object `meta` to `path`, atomically; returns the sha256 stored with them.
 
-    tensors: nobody may change them meanwhile; of a game that may be played on in another thread, take a `snapshot`
+    tensors: must not change meanwhile; take a `snapshot` of a game that another thread may play on
     """
     plain: dict[str, Tensor] = {}
     places: set[int] = set()

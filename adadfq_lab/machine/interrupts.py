@@ -1,4 +1,4 @@
-"""Ctrl-C and its like between rounds: what is saved then is a whole round, and continues bit for bit."""
+"""Moves Ctrl-C and similar signals to the end of a round, so that the saved game continues bit for bit."""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""Locks: of a game that several threads look at, and of a folder that several processes play in."""
+"""Locks: for a game that several threads use, and for a folder that several processes play in."""
 
 import atexit
 import os
@@ -49,18 +49,18 @@ class Turns:
 
     @contextmanager
     def round(self) -> Iterator[None]:
-        """Waits until nobody looks; a loop that plays round after round would otherwise rarely let others in."""
+        """Waits until no thread looks; a loop that plays round after round would otherwise rarely let others in."""
         for _ in range(50):
             if not self._waiting:
                 break
             time.sleep(0.001)
         else:
-            self._waiting.clear()  # 50 ms with the lock free: whoever waited was interrupted
+            self._waiting.clear()  # 50 ms with the lock free: the waiting thread was interrupted
         with self._lock:
             yield
 
     def taken(self) -> bool:
-        """Whether another thread plays or looks at this moment."""
+        """Whether another thread plays or looks right now."""
         return not (self._lock.acquire(blocking=False) and self._released())
 
     def _released(self) -> bool:
@@ -105,7 +105,7 @@ def claimed(path: Path, *, patience: float = 0.0) -> Iterator[bool]:
 def held(path: Path) -> bool:
     """Whether a process holds the lock file `path`, on this machine or on another that shares the disk.
 
-    True also if it cannot be told, as of a file that may not be read.
+    True also if that is not known, for example because the file may not be read.
     """
     try:
         if fcntl is None:

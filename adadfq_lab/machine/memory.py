@@ -1,4 +1,4 @@
-"""Memory: how much was held at most, whether an error says that there was too little, and what to try then."""
+"""Memory: the most that was held, whether an error means that there was too little, and how freed memory is kept."""
 
 import contextlib
 import ctypes
@@ -16,7 +16,7 @@ except ImportError:  # on Windows
 
 
 def forget_peak() -> None:
-    """Counts peaks from here on, where the system can: /proc/self/clear_refs takes a 5 for it."""
+    """Starts a new measurement of the peak, if the system can: writing 5 to /proc/self/clear_refs resets it."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     with contextlib.suppress(OSError):
@@ -54,8 +54,8 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # mallopt's names for what it sets, f
 def keep_freed_memory() -> bool:
     """Tells glibc to serve blocks up to 32 MiB from its heap and to keep 1 GiB of it; False if there is no glibc.
 
-    Of the whole process, so no game does it: the command line, runs, live runs and the notebooks' `check_env` do. It makes
-    rounds faster and changes nothing else.
+    A setting of the whole process, so a game does not make it: the command line, runs, live runs and the notebooks' `check_env`
+    do. It makes rounds faster and changes nothing else.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -64,10 +64,10 @@ def keep_freed_memory() -> bool:
 
 
 def release_freed_memory() -> bool:
-    """Gives what is freed now back to the kernel; False if there is no glibc, or nothing to give.
+    """Returns freed memory to the kernel; False if there is no glibc, or nothing to return.
 
-    Before a live run: the figure's JavaScript, 5 MB, was copied on its way to the page several times, and would stay. After
-    it: what its thread has freed, no other thread can use.
+    Before a live run: the figure's 5 MB of JavaScript were copied several times on their way to the page. After
+    it: memory that its thread has freed is not available to other threads.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
     return trim is not None and bool(trim(0))

@@ -1,6 +1,6 @@
 """Reading a file that the user names: only regular files, never more than a limit, and one line about what is wrong.
 
-A folder, a FIFO (which blocks whoever opens it), a device without an end, a missing file, a name that the file system does not
+A folder, a FIFO (opening one blocks), a device without an end, a missing file, a name that the file system does not
 take and a file without permission each raise a UserError that names the file. Everything in the package that opens a user's
 file goes through `open_regular`, or asks `check_regular` first if a library opens the file itself.
 """

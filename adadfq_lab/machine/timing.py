@@ -1,7 +1,4 @@
-"""How long an exported file and the float network behind it take, one image at a time on one thread, in turn.
-
-Whichever is measured first meets a cold cache and a machine that may be busier later: so the two take turns, and medians count.
-"""
+"""Times of calls, durations in words, and the processor's name."""
 
 import platform
 import time

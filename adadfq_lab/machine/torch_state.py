@@ -1,4 +1,4 @@
-"""torch's own state, which every cell of a notebook can change: what a game computes must not depend on it, nor change it.
+"""torch's global state, which any cell of a notebook can change: a game must neither depend on it nor change it.
 
 Of the thread:  gradients on or off, inference mode, autocast, the default device, the global random generator
 Of the process: the default dtype, and how exact products of float32 are
@@ -16,9 +16,9 @@ from torch.overrides import TorchFunctionMode
 
 @contextmanager
 def usual_torch(device: torch.device | None = None, *, tf32: bool = False) -> Iterator[None]:
-    """Within it torch is as after a fresh import, whatever was set before; afterwards it is as it was found.
+    """Within it torch is as after a fresh import; afterwards it is as it was before.
 
-    device: where it is computed, if not on the CPU; on CUDA, float32 is exact there too, unless `tf32`
+    device: that computes, if not the CPU; on CUDA, float32 is exact there too, unless `tf32`
 
     Threads within it at the same time share what belongs to the process: the first one sets it, the last one puts it back.
     """
@@ -42,7 +42,7 @@ def usual_torch(device: torch.device | None = None, *, tf32: bool = False) -> It
 
 @contextmanager
 def untouched_torch() -> Iterator[None]:
-    """As `usual_torch`, and what draws random numbers, such as a new network's weights, leaves the global generator alone."""
+    """As `usual_torch`; random draws, such as a new network's weights, do not use the global generator."""
     with usual_torch(), drawing_from(torch.Generator()):
         yield
 
@@ -54,7 +54,7 @@ _ON_CPU: tuple[Any, ...] = (_backends.mkldnn.matmul, _backends.mkldnn.conv)
 _ON_CUDA: tuple[Any, ...] = (_backends.cuda.matmul, _backends.cudnn.conv)
 
 Wanted = tuple[bool, bool]
-"""Whether CUDA matters, and whether TF32 is wanted there."""
+"""Whether CUDA is used, and whether TF32 is allowed there."""
 _changing = threading.Condition()
 _inside: dict[int, int] = {}
 _wanted: Wanted = (False, False)
@@ -63,7 +63,7 @@ _found_dtype = torch.float32
 
 
 def _set(wanted: Wanted) -> None:
-    """Sets what is not as wanted, and notes in `_found` what it was."""
+    """Sets what differs from `wanted`, and keeps the old values in `_found`."""
     if torch.get_default_dtype() != torch.float32:
         torch.set_default_dtype(torch.float32)
     cuda, tf32 = wanted
@@ -83,7 +83,7 @@ def _put_back() -> None:
 
 
 def _enter(wanted: Wanted) -> Wanted | None:
-    """Sets what this thread wants, once the others inside want the same; returns what it wanted further out, if anything."""
+    """Sets what this thread asks for, once the others inside ask for the same; returns its outer setting, if any."""
     global _wanted, _found_dtype
     me = threading.get_ident()
     with _changing:
@@ -114,7 +114,7 @@ def _leave(before: Wanted | None) -> None:
 
 
 class drawing_from(TorchFunctionMode):  # noqa: N801 (used as a context manager)
-    """Within it, in this thread, whatever would draw from torch's global random generator draws from `random` instead.
+    """Within it, in this thread, every draw from torch's global random generator is a draw from `random` instead.
 
     The numbers are those that the global generator would give with the same seed, so `nn.Linear(3, 4)` gets the weights that
     it would get after `torch.manual_seed(seed)`, while the global generator stays where it is and other threads draw from it.

@@ -24,7 +24,7 @@ class QuantLayer(nn.Module):
         self.grid: LearnedGrid | None = None
 
     def learn_range(self) -> None:
-        """From now on the scales are a parameter, one per output channel; nothing changes where they are one already."""
+        """From now on the scales are a parameter, one per output channel; does nothing if they are already."""
         if self.grid is None:
             self.grid = LearnedGrid(*self.qparams(), *quant_range(self.bits))
 

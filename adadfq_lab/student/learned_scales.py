@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 SMALLEST = 1e-8
-"""Below it no learned scale goes: a step that crossed 0 would turn the grid around."""
+"""Lower limit of a learned scale; a negative scale would mirror the grid."""
 
 
 def _sum_of_products(a: Tensor, b: Tensor, like: Tensor) -> Tensor:
-    """sum a * b over all but the places of `like`: all of them where it is 0-dim, else all but the first dimension."""
+    """sum a * b, in the shape of `like`: over everything if it is 0-dim, else over all but the first dimension."""
     product = a * b
     return product.flatten(1).sum(1).view_as(like) if like.dim() else product.sum(dtype=like.dtype)
 
@@ -67,7 +67,7 @@ def learned_quantize(x: Tensor, scale: Tensor, zero_point: Tensor | None, lowest
     `x[0].numel()`, so that a step changes it by about the share by which it changes weights.
 
     x:          `(N, ...)`
-    scale:      0-dim, or one per x[i]: `(N, 1, ...)`; counts as 1e-8 where it is less
+    scale:      0-dim, or one per x[i]: `(N, 1, ...)`; at least 1e-8 is used
     zero_point: integers of the shape of `scale`, constant; None for 0: with lowest = 0, the clamp is then a ReLU
 
     LSQ, Eqs. (1) to (3) and section 2.2.
@@ -89,7 +89,7 @@ class LearnedGrid(nn.Module):
 
     @torch.no_grad()
     def place(self, scale: Tensor, zero_point: Tensor) -> None:
-        """Puts the grid where learning is to start from."""
+        """Sets the grid from which learning starts."""
         self.scale.copy_(scale)
         self.zero_point.copy_(zero_point)
 
@@ -98,7 +98,7 @@ class LearnedGrid(nn.Module):
         return self.scale.detach().clamp(min=SMALLEST), self.zero_point
 
     def forward(self, x: Tensor, *, from_zero: bool = False) -> Tensor:
-        """`x` on this grid; `from_zero` where it starts at 0, zero_point = lowest, and so clips as a ReLU does."""
+        """`x` on this grid; `from_zero` if it starts at 0 (zero_point = lowest) and so clips as a ReLU does."""
         if from_zero:
             return learned_quantize(x, self.scale, None, 0, self.highest - self.lowest)
         return learned_quantize(x, self.scale, self.zero_point, self.lowest, self.highest)

@@ -78,7 +78,7 @@ def quantize_linear(theta: Tensor, bits: int) -> Tensor:
     """Eq. (18) to the letter on a whole tensor: round((2^n - 1)(theta - min)/(max - min) - 2^(n-1)), int32.
 
     Computed in float64, however narrow or wide the range. A constant tensor, for which the equation is 0/0, gets the lowest
-    code, an empty one no codes. Raises ValueError if an entry is infinite or NaN, for then there is no range.
+    code, an empty one no codes. Raises ValueError if an entry is infinite or NaN.
     """
     wide = theta.detach().to(torch.float32 if theta.device.type == "mps" else torch.float64)
     if not wide.isfinite().all():
@@ -156,7 +156,7 @@ class _ReluQuantize(torch.autograd.Function):
 
 
 class Range(nn.Module):
-    """What range [low, high] an activation tensor takes, observed over batches.
+    """The range [low, high] of an activation tensor, observed over batches.
 
     rule: "ema" is u <- 0.9 u + 0.1 m with the bias of its start divided out on reading; "ema_gdfq" divides the *state* at every
     step, as the released code of this family does, and so blows up some 3,900-fold before it settles after 150 batches;
@@ -178,7 +178,7 @@ class Range(nn.Module):
 
     @torch.no_grad()
     def update(self, low: Tensor, high: Tensor) -> None:
-        """Takes in the minimum and maximum of one more batch (0-dim tensors)."""
+        """Updates the range with the minimum and maximum of one more batch (0-dim tensors)."""
         seen = torch.stack((low, high)).to(self.state.dtype)
         self.batches += 1
         if self.rule == "minmax":
@@ -205,7 +205,7 @@ class QuantActivation(nn.Module):
     """Fake-quantises an activation tensor on one grid, static after observation; with `relu` it is the ReLU (or ReLU6) as well.
 
     While `observing` the range is updated from each batch before it is used, without a host synchronisation. After
-    `learn_range` it is where the grid starts from when observation ends: from then on its scale is a parameter.
+    `learn_range` the grid starts from the range when observation ends: from then on its scale is a parameter.
     relu: "none", "relu" or "relu6". After a ReLU the grid starts at 0.
     """
 
@@ -221,12 +221,12 @@ class QuantActivation(nn.Module):
         return int(2**self.bits - 1)
 
     def learn_range(self) -> None:
-        """From now on the scale is a parameter; nothing changes for a range that is one already."""
+        """From now on the scale is a parameter; does nothing if it is already."""
         if self.grid is None:
             self.grid = LearnedGrid(*self.observed_qparams(), *quant_range(self.bits))
 
     def follow_range(self) -> None:
-        """Puts a learned grid on the range as it is now."""
+        """Sets a learned grid to the current range."""
         if self.grid is not None:
             self.grid.place(*self.observed_qparams())
 
@@ -235,7 +235,7 @@ class QuantActivation(nn.Module):
         return self.observed_qparams() if self.grid is None else self.grid.qparams()
 
     def observed_qparams(self) -> tuple[Tensor, Tensor]:
-        """The same of the grid over the observed range."""
+        """scale and zero_point of the grid over the observed range."""
         if self.relu != "none":
             scale = self.range.high.clamp(min=1e-8) / self.levels
             return scale, torch.full_like(scale, quant_range(self.bits)[0])

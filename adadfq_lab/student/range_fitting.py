@@ -1,9 +1,9 @@
 """Ranges that clip: each activation grid ends where rounding the activations costs least, not at the largest of them.
 
 Three bits are eight levels. A grid that reaches to the maximum spends them on a few outliers, and what most activations are
-rounded by grows with its step; one that ends earlier clips the outliers and rounds the rest finely. `fit_ranges` looks for the
-end that minimises E (x - x_hat)^2 of each quantiser on the images it is given. The grid stays what it was: per tensor, static,
-of the same bits.
+rounded by grows with its step; one that ends earlier clips the outliers and rounds the rest finely. `fit_ranges` finds the
+end that minimises E (x - x_hat)^2 of each quantiser on given images. The grid is still per tensor, static,
+and of the same bits.
 """
 
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ from adadfq_lab.student.quantizer import QuantActivation
 from adadfq_lab.student.student import Student
 
 FRACTIONS = tuple(i / 50 for i in range(5, 51))
-"""Of the observed range, at which a grid may end: 0.1, 0.12, ..., 1."""
+"""Fractions of the observed range at which a grid may end: 0.1, 0.12, ..., 1."""
 
 
 def rounding_error(x: Tensor, activation: QuantActivation) -> Tensor:
@@ -37,7 +37,7 @@ def rounding_error(x: Tensor, activation: QuantActivation) -> Tensor:
 def fit_ranges(student: Student, batches: Iterable[Tensor]) -> None:
     """Sets each activation range of Q to the fraction of itself that rounds the images of `batches` with the least error.
 
-    batches: normalised images `(N, C, H, W)`; Q must have observed ranges before. Nothing waits for an accelerator.
+    batches: normalised images `(N, C, H, W)`; Q must have observed ranges before. The host does not wait for an accelerator.
     """
     quantisers = list(student.activations().values())
     like = quantisers[0].range.high if quantisers else torch.zeros(())

@@ -71,7 +71,7 @@ class Student(nn.Module):
         return out
 
     def train(self, mode: bool = True) -> "Student":
-        """Training or eval mode, as of any module."""
+        """Training or eval mode, as for any module."""
         with self.turns.look():
             return super().train(mode)
 
@@ -111,14 +111,14 @@ class Student(nn.Module):
         self.quantization = dataclasses.replace(self.quantization, learned=True)
 
     def learned_scales(self) -> list[nn.Parameter]:
-        """The learned scales; none where ranges are observed."""
+        """The learned scales; none if ranges are observed."""
         return [module.grid.scale for module in self._quantizers() if module.grid is not None]
 
     def _quantizers(self) -> list[QuantLayer | QuantActivation]:
         return [*self.layers().values(), *self.activations().values()]
 
     def stop_clipped_gradients(self) -> None:
-        """From now on no gradient passes an activation that its grid clips, whatever the student was made with."""
+        """From now on no gradient passes a clipped activation, whatever `ste` the student was made with."""
         for module in self.activations().values():
             module.ste = "clipped"
 
@@ -146,7 +146,7 @@ class Student(nn.Module):
 
     @contextmanager
     def batch_statistics(self, *, follow: bool) -> Iterator[None]:
-        """Within it Q's batch norms normalise by the batch; with `follow` their running statistics move towards it."""
+        """Within it Q's batch norms normalise by the batch; with `follow` their running statistics are updated."""
         with self.turns.look():
             before = [(m, m.training, m.track_running_stats) for m in self.modules() if isinstance(m, nn.BatchNorm2d)]
             try:
@@ -171,7 +171,7 @@ class Student(nn.Module):
         )
 
     def left_float(self) -> list[str]:
-        """What still computes on floats that are on no grid, one phrase each: layers, weights, products, layer inputs."""
+        """What still computes on unquantised floats, one phrase each: layers, weights, products, layer inputs."""
         return [*self._float_weights(), *(f"input of {name} ({source})" for name, source in _float_inputs(self.graph))]
 
     def _float_weights(self) -> dict[str, int]:

@@ -1,7 +1,7 @@
-"""A student on disk: its float weights, its ranges and how it was quantised, as one safetensors file.
+"""A student on disk: its float weights, its ranges and how it was quantised, in one safetensors file.
 
 The file names the teacher it was made from and carries that teacher's facts (classes, normalisation, network), so that the
-student can be rebuilt where the teacher's weights are not at hand.
+student can be rebuilt without the teacher's weights.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ def save_student(student: Student, teacher: Teacher, path: Path, **extra: Any) -
 def load_student(path: Path, teacher: Teacher | None = None) -> tuple[Teacher, Student]:
     """The student that `save_student` wrote to `path`, and its teacher; the student's ranges no longer move.
 
-    teacher: needed where it is neither shipped nor in the zoo nor named by the `config.json` of the run folder the file lies in
+    teacher: needed if it is neither shipped nor in the zoo nor named by the `config.json` of the file's run folder
 
     Raises UserError if the file is missing, damaged, holds no student, or was made from another teacher.
     """
@@ -52,7 +52,7 @@ def load_student(path: Path, teacher: Teacher | None = None) -> tuple[Teacher, S
 
 
 def rebuild_student(path: Path) -> tuple[TeacherInfo, Student, str]:
-    """What its teacher knew about itself, the student, and the file's sha256; without the teacher's weights.
+    """The teacher's facts, the student, and the file's sha256; needs no weights of the teacher.
 
     Raises UserError as `load_student` does, and for a network that the file cannot rebuild.
     """
@@ -75,12 +75,12 @@ def _read(path: Path) -> tuple[dict[str, Tensor], TeacherInfo, dict[str, Any], s
 
 
 def quantization_json(student: Student) -> dict[str, Any]:
-    """The student's quantization as JSON; `quantize(P, **json)` makes its like."""
+    """The student's quantization as JSON; `quantize(P, **json)` quantises P in the same way."""
     return dataclasses.asdict(student.quantization) | {"bits": str(student.bits)}
 
 
 def quantization_from_json(plain: Any) -> dict[str, Any]:
-    """The arguments of `quantize` out of a file; raises UserError if they are none."""
+    """The arguments of `quantize` from a file; raises UserError if they are not valid."""
     bits = plain.get("bits") if isinstance(plain, dict) else None
     if not isinstance(bits, str):
         raise UserError("it does not say how the student was quantised")
