@@ -15,7 +15,7 @@ Eq. (5), the equilibrium, and Eq. (14) to (17), the bounds on Q's error, are in 
 in `adadfq_lab.student.quantizer`.
 
 z_p and z_q are the logits of teacher P and student Q on the same images, shape (N, C) or, for one image, (C,); y the class
-asked of the generator G, (N,) int64. Entropies are in nats. Nothing is detached here: whoever moves one player detaches the
+asked of the generator G, (N,) int64. Entropies are in nats. Nothing is detached here: code that moves one player detaches the
 other's logits. Half precision is computed in float32; results otherwise have the logits' dtype and device.
 
 Functions of z_p and z_q raise ValueError if shapes disagree and, on the CPU, where an entry is infinite or NaN. On an
@@ -66,7 +66,7 @@ def _check_finite(name: str, z: Tensor) -> None:
 
 
 def _looked_at(name: str, z: Tensor) -> Tensor:
-    """z in at least float32; its values are checked where that costs one pass over a few numbers and no waiting."""
+    """z in at least float32; its values are checked if that costs one pass over a few numbers and no waiting."""
     if z.device.type == "cpu" and not torch.compiler.is_compiling():
         _check_finite(name, z)
     return z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
@@ -251,7 +251,7 @@ def hinge_upper(h_prime: Tensor, bounds: Bounds) -> Tensor:
 def hinge(h_prime: Tensor, bounds: Bounds) -> Tensor:
     """The distance of H' from the band, shape (N,), any N; 0 within. The margin terms of Eq. (12).
 
-    Its mean is never below lambda_l / N where H_min is the batch's (and P != Q): one sample then has H' = 0 by definition.
+    Its mean is never below lambda_l / N if H_min is the batch's (and P != Q): one sample then has H' = 0 by definition.
     """
     return hinge_lower(h_prime, bounds) + hinge_upper(h_prime, bounds)
 
@@ -277,7 +277,7 @@ def loss_bns(statistics: Sequence[BatchStatistics], *, reduction: BnsReduction =
                "normalized": the same mean of (mu^g - mu)^2 / v + (v^g - v)^2 / v^2 with v the running variance, so that it
                does not depend on the scale of the teacher's activations (v counts as 1e-5 where it is less)
 
-    Raises ValueError without a layer or where a layer's four are not of one shape (c,).
+    Raises ValueError without a layer or if a layer's four are not of one shape (c,).
     """
     if not statistics:
         raise ValueError("L_BNS needs the statistics of at least one BatchNorm layer; this teacher has none")

@@ -1,4 +1,4 @@
-"""How each ATen call of a student is read: as which kind of operation, with which options. `operations` has the kinds.
+"""Translates each ATen call of a student into a kind of operation with options. `operations` lists the kinds.
 
 ATen is the layer of PyTorch below its functions, methods and modules. `FORMS` has a reader for each call that has an integer
 form, `PARTS` for those that return several tensors. A function of one tensor needs its name in `ELEMENTWISE`, and a writer in
@@ -38,7 +38,7 @@ def form(call: Call) -> Form:
 
 @functools.cache
 def decompositions() -> dict[Any, Callable[..., Any]]:
-    """PyTorch's own decompositions into simpler calls, of the calls that have no reader here."""
+    """PyTorch's own decompositions into simpler calls, for calls without a reader here."""
     known = FORMS.keys() | PARTS.keys()
     return {op: rule for op, rule in core_aten_decompositions().items() if op._schema.name.split("::")[1] not in known}
 
@@ -56,7 +56,7 @@ def _one(kind: str) -> Callable[[Call], Form]:
 
 
 def _arithmetic(function: str, first: str = "self", second: str = "other") -> Callable[[Call], Form]:
-    """a + b and its like, of two tensors, or of one and a number or stored tensor: `operands` has that, None for a tensor."""
+    """a + b and similar: two tensors, or one and a number or stored tensor, which `operands` holds (None for a tensor)."""
 
     def read(call: Call) -> Form:
         given = [call.given[first], call.given[second]]
@@ -264,7 +264,7 @@ def _roll(call: Call) -> Form:
 
 
 def _pad(call: Call) -> Form:
-    """By zeros or the pixels next to it; by -inf if only the windows of a max pool see that."""
+    """Padding by zeros or by edge pixels; by -inf if only the windows of a max pool see it."""
     mode = {"reflection_pad2d": "reflect", "replication_pad2d": "replicate"}.get(call.name, "constant")
     value = float(call.get("value") or 0.0) if mode == "constant" else 0.0
     pooled = all(name_of(user) in ("max_pool2d_with_indices", "max_pool2d") for user in call.node.users)

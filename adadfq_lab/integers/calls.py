@@ -1,4 +1,4 @@
-"""A call of the traced student, with what it was given and gave: what the readers in `aten` read."""
+"""A call of the traced student with its inputs and output, as the readers in `aten` see it."""
 
 import functools
 from dataclasses import dataclass
@@ -10,16 +10,16 @@ from adadfq_lab.errors import UserError
 
 
 def name_of(node: fx.Node) -> str:
-    """The name of the ATen function that a node calls, whatever its overload."""
+    """The name of the ATen function that a node calls, without its overload."""
     schema = getattr(node.target, "_schema", None)
     return schema.name.split("::")[1] if schema else str(node.target)
 
 
 @dataclass(frozen=True)
 class Call:
-    """A call with what it was given and gave; `label` names it in a message, `stored` are the nodes that no image changes.
+    """A call with its inputs and output; `label` names it in a message, `stored` are the nodes that no image changes.
 
-    module: the quantised layer or activation that it is, if it is one
+    module: the quantised layer or activation, if the call is one
     """
 
     node: fx.Node
@@ -34,7 +34,7 @@ class Call:
 
     @functools.cached_property
     def given(self) -> dict[str, Any]:
-        """The arguments by name, as nodes where they are nodes; the schema's defaults included."""
+        """The arguments by name, some of them nodes, with the schema's defaults."""
         arguments = self.node.target._schema.arguments  # type: ignore[union-attr]
         named = {a.name: a.default_value for a in arguments}
         return named | dict(zip(named, self.node.args, strict=False)) | dict(self.node.kwargs)
@@ -68,7 +68,7 @@ class Call:
         return sorted(int(d) % rank for d in numbers)
 
     def same_for_all(self, operand: Any) -> bool:
-        """Whether it is a number, or a tensor that gives every image of a batch the same."""
+        """Whether it is a number, or a tensor that is the same for every image of a batch."""
         if isinstance(operand, Tensor):
             return operand.dim() < self.out.dim() or bool((operand == operand[:1]).all())
         return isinstance(operand, int | float)

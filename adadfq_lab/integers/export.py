@@ -1,11 +1,11 @@
-"""A student as an ONNX file that computes on integers.
+"""Writes a student as an ONNX file that computes on integers.
 
     export_onnx(Q, Path("q.onnx"), P)
 
 writes three files: `q.onnx`, which ONNX Runtime runs; `q.student.safetensors`, the student itself, so that `verify` can
 compare; and `q.packed.safetensors`, the weights at n bits each. `onnx_file.graph` tells how the integers are laid out.
 
-On a CPU a 3-bit network runs at int8 speed: its integers lie in bytes. The three bits pay in storage and on hardware that is
+On a CPU a 3-bit network runs at int8 speed, since its integers are bytes. Three bits pay in storage and on hardware that is
 built for them.
 """
 
@@ -83,16 +83,16 @@ def export_onnx(
     """Writes `student` to `path` as ONNX in which every convolution and linear layer is an integer operation.
 
     The file takes normalised float32 images "images" `(N, C, H, W)` and gives "logits" `(N, classes)`. Its first integers
-    cover what pixel values in [0, 1] become by the teacher's normalisation; what lies beyond is cut off. Without a teacher, or
-    if that declares no normalisation (mean 0, deviation 1), they cover what each batch holds.
+    cover pixel values in [0, 1] after the teacher's normalisation; values beyond are clipped. Without a teacher, or
+    if it declares no normalisation (mean 0, deviation 1), they cover the range of each batch.
 
     Before anything is written, the file is run in ONNX Runtime, if installed, on a few images: see `trial`.
 
     teacher:    the student's; its image shape, normalisation and classes go into the file, and `verify` needs them
     shape:      (C, H, W) of the images, needed only without a teacher
     form:       "exact" has sums in int32 and the logits of `run_integer`; "qcdq" rounds each convolution's output to 8 bits:
-                several times as fast, the form for other runtimes, and at few bits no longer quite Q
-    input_bits: integers that stand for what Q leaves float at a layer's input, in planes of eight: 24 bits are what a float32
+                several times as fast, for other runtimes, and at few bits no longer exactly Q
+    input_bits: integers for what Q leaves float at a layer's input, in planes of eight: 24 bits are what a float32
                 holds; 16 and 8 are faster, and coarser
 
     Raises UserError if the student has no integers (see `integers`), an operation of it has no integer form (naming it), the
@@ -232,15 +232,15 @@ def sidecar(path: Path, kind: str) -> Path:
 
 
 def declares_range(mean: tuple[float, ...], std: tuple[float, ...]) -> bool:
-    """Whether a normalisation says which numbers images have: that of pixel values in [0, 1].
+    """Whether a normalisation tells the range of the images, as that of pixel values in [0, 1] does.
 
-    Mean 0 and deviation 1 say nothing: a user whose own loader normalises leaves the two out.
+    Mean 0 and deviation 1 do not: a user whose own loader normalises leaves the two out.
     """
     return bool(mean) and bool(std) and (set(mean), set(std)) != ({0.0}, {1.0})
 
 
 def _image_bounds(teacher: Teacher | None) -> tuple[float, float] | None:
-    """Between which numbers every normalised image lies, whatever it shows; None if that is not known."""
+    """The range of every possible normalised image; None if it is not known."""
     if teacher is None or not declares_range(teacher.info.mean, teacher.info.std):
         return None
     both = list(zip(teacher.info.mean, teacher.info.std, strict=True))

@@ -1,11 +1,11 @@
-"""The student run on its integers, with nothing simulated: the proof that a fake-quantised network is an integer network.
+"""Runs the student on its integers, with nothing simulated: proof that a fake-quantised network is an integer network.
 
     acc = sum (q_x - zero_point_x)(q_w - zero_point_w)            int32, exact
     y   = acc * (scale_x * scale_w) + bias                        one float multiplication and addition per output
     q_y = clamp(round(y / scale_y) + zero_point_y)                the next layer's integers
 
-Slow and clear. This and Q's forward round their floats in different places, so a code may differ where y / scale_y lies on a
-rounding tie within float precision, and only there; `compare_layers` counts.
+Slow and clear. This and Q's forward round their floats in different places, so a code may differ if y / scale_y lies on a
+rounding tie within float precision, and only then; `compare_layers` counts these codes.
 """
 
 import math
@@ -24,7 +24,7 @@ from adadfq_lab.integers.operations import Operation, forward_values, operations
 from adadfq_lab.student.layers import QuantConv2d
 from adadfq_lab.student.student import Student
 
-TIE = 1e-3  # of a step: how near to k + 1/2 a value must lie for float rounding to decide its code
+TIE = 1e-3  # in steps: a value within TIE of k + 1/2 has its code decided by float rounding
 
 
 @dataclass(frozen=True)
@@ -73,12 +73,12 @@ def run_integer(student: Student, x: Tensor, *, input_bits: int = 24, table: Int
     """The logits of normalised images `x` `(N, C, H, W)`, every convolution and linear layer on integers with int32 sums.
 
     What Q leaves float at a layer's input (the image, unless `every_input`) becomes integers of `input_bits` bits over the
-    range it has, in planes of eight: x = s (q_1 + q_2/254 + q_3/254^2), one int32 sum for each. 24 bits are what a float32
+    its range, in planes of eight: x = s (q_1 + q_2/254 + q_3/254^2), one int32 sum for each. 24 bits are what a float32
     holds; 8 are one plane. Sums over a pool's window are integers too, so a pooled vector stays exact.
 
     table: other integers than `to_integers(student)`, such as those read back from a packed file
 
-    Raises UserError if `x` is no batch of finite images that the student takes, or the student has no integers.
+    Raises UserError if `x` is not a batch of finite images that the student takes, or the student has no integers.
     """
     student, x = snapshot(student), _checked(x, input_bits)
     table = table or to_integers(student)
@@ -93,7 +93,7 @@ def run_integer(student: Student, x: Tensor, *, input_bits: int = 24, table: Int
 def compare_layers(
     student: Student, x: Tensor, *, input_bits: int = 24, table: Integers | None = None
 ) -> list[LayerComparison]:
-    """Each convolution, linear layer and activation, in integers on Q's own inputs, against what Q's forward makes of them.
+    """Compares each convolution, linear layer and activation, in integers on Q's own inputs, with Q's forward.
 
     table: as for `run_integer`
     """
@@ -135,7 +135,7 @@ def _real(value: Quantity | Tensor) -> Tensor:
 def _apply(
     step: Operation, inputs: list[Quantity | Tensor], student: Student, table: Integers, x: Tensor, input_bits: int
 ) -> Quantity | Tensor:
-    """One operation on integers where its input is integers."""
+    """One operation, on integers if its input is integers."""
     if step.kind == "input":
         return x
     if step.kind in ("conv", "linear"):
@@ -277,7 +277,7 @@ def split_planes(value: Tensor, bits: int) -> list[Quantity]:
 
 
 def _average(step: Operation, value: Quantity | Tensor) -> Quantity | Tensor:
-    """A window's sum of codes over its size: integers, on a grid so many times finer, where windows are whole."""
+    """A window's sum of codes divided by its size: integers on a finer grid, if all windows are whole."""
     (kh, kw), (sh, sw), padding = (step.options[k] for k in ("kernel", "stride", "padding"))
     whole = not step.options["ceil"] and (padding == (0, 0) or step.options["include_pad"])
     if isinstance(value, Quantity) and value.scale.dim() == 0 and whole:

@@ -30,7 +30,7 @@ class Grid:
     """The numbers an activation tensor may hold: (q - zero_point) * scale for the integers q from quant_min to `largest`.
 
     scale is 0-dim; relu is "none", "relu" or "relu6". After a ReLU zero_point = quant_min: the grid starts at 0. `largest` is
-    quant_max, less only where a ReLU6's observed range reaches beyond 6.
+    quant_max, or less if a ReLU6's observed range reaches beyond 6.
     """
 
     bits: int
@@ -63,7 +63,7 @@ class IntegerLayer:
     weight_scale: (out,), the step of the weight's grid
     scale:        (out,), the same times gamma/sigma of the batch norm folded in: negative where gamma is, 0 where it is 0
     bias:         (out,), float, with the batch norm's shift folded in
-    input:        the grid of what comes in, None where Q leaves that float
+    input:        the grid of the layer's input, None if Q leaves it float
     """
 
     name: str

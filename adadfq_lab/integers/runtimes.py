@@ -37,7 +37,7 @@ class Loaded:
     executed: Counter[str]
 
     def __call__(self, images: Tensor) -> Tensor:
-        """The logits; raises UserError if the file does not take these images, or makes no logits of them."""
+        """The logits; raises UserError if the file does not take these images, or does not return logits."""
         try:
             logits = torch.from_numpy(self.call(images.contiguous().numpy()))
         except Exception as error:  # of a dozen types without a common base: a file tampered with, or images of another shape
@@ -52,7 +52,7 @@ class Loaded:
 
     @property
     def float_convs(self) -> int:
-        """Convolutions that are executed on floats, whatever a runtime calls them; `Convert` is none."""
+        """Convolutions that are executed on floats, under any name that a runtime gives them; `Convert` is not one."""
         convs = sum(count for name, count in self.executed.items() if "Conv" in name and name != "Convert")
         return convs - self.count(INTEGER_CONVS)
 

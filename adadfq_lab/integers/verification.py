@@ -40,7 +40,7 @@ from adadfq_lab.teacher.teacher_files import SHIPPED, load_teacher
 LARGEST_IMAGE = 2**26  # numbers; a file that says more was tampered with
 
 
-NOISE = 256  # images of random pixels to compare on where there are no others
+NOISE = 256  # images of random pixels to compare on if there are no others
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Verification:
     convs:                          convolutions of the student
     integer_convs, float_convs:     convolutions in the graph that the runtime executes
     integer_linears, float_linears: matrix products in it
-    top1_student, top1_file:        percent of the images, None where they have no labels
+    top1_student, top1_file:        percent of the images, None if they have no labels
     agreement:                      percent of the images for which the file and the student predict the same class
     agreement_teacher:              the same for the file and the teacher; None if the teacher is not at hand
     outside:                        percent of the images with pixels that the file's normalisation does not allow, and so cuts
@@ -220,7 +220,7 @@ class Facts:
 
 
 def read_facts(path: Path) -> Facts:
-    """The facts in the file's metadata; raises UserError if it is missing, damaged or none of `export_onnx`."""
+    """The facts in the file's metadata; raises UserError if it is missing, damaged or not written by `export_onnx`."""
     onnx, protobuf = import_extra("onnx"), import_extra("google.protobuf.message")
     try:
         model = onnx.load_model_from_string(path.read_bytes())
@@ -333,7 +333,7 @@ def _batches(data: ImageSet | Tensor | None, facts: Facts) -> Iterator[tuple[Ten
 
 
 def _default_data(name: str) -> ImageSet | None:
-    """The shipped images of data set `name`, or its test set where ADADFQ_DATA has it; nothing is downloaded."""
+    """The shipped images of data set `name`, or its test set if ADADFQ_DATA has it; nothing is downloaded."""
     if name == "fashion_mnist":
         return load_data(name, stub=True)
     folder = os.environ.get("ADADFQ_DATA")

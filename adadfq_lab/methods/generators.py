@@ -59,7 +59,7 @@ class ConditionalBatchNorm2d(nn.Module):
 class Generator(nn.Module):
     """What every generator offers: its latent width, and `(z (N, latent), y (N,))` to images `(N, C, H, W)`.
 
-    A network makes whatever it is asked for, in any round alike. The other functions are for what does not: a bank of images
+    A network makes images of any class in any round. The other functions are for generators that do not: a bank of images
     that are worked on one batch after another (see `intraq.ImageBank`).
     """
 
@@ -133,7 +133,7 @@ class _AnyLabel(nn.Module):
 
 
 class LatentGenerator(LabelGenerator):
-    """G without labels, whatever is asked for. 2,329,091 parameters for 32x32 images and a latent of 256."""
+    """G without labels; the classes asked for are ignored. 2,329,091 parameters for 32x32 images and a latent of 256."""
 
     def __init__(self, shape: tuple[int, int, int], *, latent: int = 256) -> None:
         super().__init__(1, shape, latent=latent)

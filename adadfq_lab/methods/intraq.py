@@ -61,7 +61,7 @@ def _sampling(start: Tensor, length: Tensor, size: int, mirrored: Tensor) -> Ten
 
 
 def resized_crop(x: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor, mirrored: Tensor) -> Tensor:
-    """The boxes of `x` `(N, C, H, W)`, in pixels and one each, bilinearly enlarged to H x W, mirrored where asked.
+    """The boxes of `x` `(N, C, H, W)`, in pixels and one each, bilinearly enlarged to H x W, mirrored if asked.
 
     As cropping and resizing with half-pixel centres, but boxes need not lie on pixels; linear in x, so gradients pass.
     """

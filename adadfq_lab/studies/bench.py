@@ -105,9 +105,9 @@ def _swap(module: nn.Module, kind: type, make: Callable[[Any], nn.Module]) -> No
 
 
 class Textbook:
-    """The game's round as one would first write it, on copies of the game's players and optimizers, past the observation.
+    """The game's round, written in the obvious way, on copies of the game's players and optimizers, after the observation.
 
-    careful: as one would write it at second thought
+    careful: with the usual optimisations
     """
 
     def __init__(self, game: Game, *, careful: bool = False) -> None:
@@ -135,7 +135,7 @@ class Textbook:
         )
         for mine, its in ((self.adam, game.generator_optimizer), (self.sgd, game.student_optimizer)):
             mine.load_state_dict({**copy.deepcopy(its.state_dict()), "param_groups": mine.state_dict()["param_groups"]})
-            for parameter, state in mine.state.items():  # a fused step takes it for granted that both lie alike in memory
+            for parameter, state in mine.state.items():  # a fused step requires that both have the same memory layout
                 state |= {k: torch.empty_like(parameter).copy_(v) for k, v in state.items() if v.shape == parameter.shape}
 
     def _observe(self, module: nn.BatchNorm2d, inputs: tuple[Tensor], output: Tensor) -> None:
@@ -271,7 +271,7 @@ def bench(teacher: Teacher, *, batch: int = 16, bits: str = "3w3a", rounds: int 
     others = [Textbook(game), Textbook(game, careful=True)]
     written = [lambda other=other: other.round(*game.draw()) for other in others]
     fast, slow, careful, least = _interleaved([game.round, *written, Floor(game)], rounds)
-    # By itself, and a round or two: a processor without bf16 arithmetic takes many times as long.
+    # Apart from the others, and only a round or two: a processor without bf16 arithmetic takes many times as long.
     (low,) = _interleaved([_game(teacher, batch, bits, "bf16").round], min(rounds, 2), warm=1)
     return Bench(
         round_ms=median(fast),

@@ -1,7 +1,7 @@
-"""What a long log costs: a first look of `watch`, resuming, what the report reads, and a redraw of the live figure.
+"""The cost of a long log: a first look of `watch`, resuming, reading for the report, and a redraw of the live figure.
 
 `adadfq bench --logs` writes synthetic logs of 80,000 rounds, the length of the published recipes, and measures each task in a
-process of its own: processor time, and memory above what the imports take.
+process of its own: processor time, and memory above that of the imports.
 """
 
 import json
@@ -45,7 +45,7 @@ class LogCost:
 
 
 def write_log(folder: Path, rounds: int, batch: int) -> Path:
-    """Writes the config.json and records.jsonl of a run of `rounds` rounds of which none was played."""
+    """Writes the config.json and a made-up records.jsonl of a run of `rounds` rounds."""
     config = RunConfig(rounds=rounds).as_json()
     config["schedule"] |= {"batch": batch}
     (folder / "config.json").write_text(json.dumps(config))

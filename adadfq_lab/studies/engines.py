@@ -1,11 +1,11 @@
-"""Where a grid's runs are played: each engine starts the same pure function, `grids.work(folder)`, and tells when it ended.
+"""Where a grid's runs are played: each engine starts the same function, `grid_run.work(folder)`, and reports when it ended.
 
     inprocess   one after the other, in this process
     local       processes of this machine, some at a time
     submitit    the same by submitit's executor for one machine: what a cluster would run, to try it out
     slurm       a job array on a Slurm cluster, through submitit; a task that is preempted or out of time is queued again
 
-What became of a run stands in its folder and nowhere else, so an engine knows nothing of results, and two engines, or one that
+The result of a run is in its folder only, so an engine knows nothing of results, and two engines, or one that
 was started twice, may share a grid.
 """
 
@@ -57,28 +57,28 @@ class Resources:
 
 @dataclass(frozen=True)
 class Task:
-    """A run that an engine was given, and what the engine knows it by."""
+    """A run that an engine was given, and the engine's handle of it."""
 
     folder: Path
     handle: Any
 
 
 class Engine(Protocol):
-    """Somewhere to play runs."""
+    """A place to play runs."""
 
     capacity: int
-    """How many tasks it takes at a time."""
+    """Number of tasks that it takes at a time."""
     poll_seconds: float
-    """How long to wait between two looks."""
+    """Seconds between two polls."""
 
     def submit(self, folders: Sequence[Path]) -> list[Task]:
         """Starts or queues the runs in `folders`."""
 
     def ended(self, tasks: Sequence[Task]) -> list[Task]:
-        """Those of `tasks` on which nobody works any more, whatever came of them."""
+        """Those of `tasks` that have ended, with or without success."""
 
     def stop(self, tasks: Sequence[Task]) -> str:
-        """On Ctrl-C: has unfinished tasks save and end, or leaves them; returns a line that says which."""
+        """Called on Ctrl-C: makes unfinished tasks save and end, or leaves them running; returns a line that says which."""
 
 
 # This machine
@@ -166,7 +166,7 @@ class SubmititLocal:
 class Slurm:
     """A job array of which up to `workers` tasks run at a time.
 
-    What is alive is asked of `squeue`: it answers at once, and on clusters without accounting, where `sacct` does not.
+    `squeue` tells which jobs are alive: it answers at once, and, unlike `sacct`, on clusters without accounting.
     """
 
     poll_seconds = 5.0
@@ -187,7 +187,7 @@ class Slurm:
     def submit(self, folders: Sequence[Path]) -> list[Task]:
         try:
             jobs = self.executor.map_array(Play(), [str(folder) for folder in folders])
-        except Exception as error:  # whatever submitit makes of sbatch's refusal
+        except Exception as error:  # submitit's errors for sbatch's refusal have no common type
             raise UserError(f"Slurm took no job: {(str(error).strip().splitlines() or [type(error).__name__])[-1]}") from None
         return [Task(folder, job.job_id) for folder, job in zip(folders, jobs, strict=True)]
 
@@ -195,7 +195,7 @@ class Slurm:
         command = ["squeue", "--noheader", "--array", "--me", "--format=%i"]  # lists what waits or runs, as 12_3 in an array
         answer = subprocess.run(command, capture_output=True, text=True, check=False)
         if answer.returncode:
-            return []  # a controller that does not answer says nothing about its jobs
+            return []  # without an answer, nothing is known about the jobs
         alive = set(answer.stdout.split())
         return [task for task in tasks if task.handle not in alive]
 

@@ -1,4 +1,4 @@
-"""Many runs, each in a folder and a process of its own: what tables and grids are played with.
+"""Plays many runs, each in a folder and a process of its own, for tables and grids.
 
 A grid is a list of configurations. Each gets the folder `root/<method>-<bits>-s<seed>-<hash>`, where the hash is of the
 configuration: the same configuration is the same folder, so a grid that was interrupted, or asked for again with more in it,
@@ -7,10 +7,10 @@ folders to an engine (see `adadfq_lab.studies.engines`), and any other scheduler
 `python -m adadfq_lab.studies.grid FOLDER`.
 
     wanted.json      the configuration, before anything has run
-    sessions.jsonl   a line for each time somebody began to play here: where, from which round
+    sessions.jsonl   a line for each time a process began to play here: on which machine, from which round
     log.txt          what the run printed
     failed.txt       why it ended without a result
-    .worker          locked while somebody plays here; the rest is as `adadfq_lab.runs.run` says
+    .worker          locked while a process plays here; for the rest see `adadfq_lab.runs.run`
 """
 
 import hashlib
@@ -33,7 +33,7 @@ from adadfq_lab.studies.grid_run import ATTEMPTS, busy, failure, main, rounds_do
 
 
 def config_hash(config: RunConfig) -> str:
-    """Twelve hex digits that name a configuration. What has its default does not count, so a new option renames nothing."""
+    """Twelve hex digits that name a configuration. Defaults do not count, so a new option renames nothing."""
     plain, usual = config.as_json(), RunConfig().as_json()
     told = {name: value for name, value in plain.items() if value != usual[name]}
     told["schedule"] = {k: v for k, v in plain["schedule"].items() if v != usual["schedule"][k]}
@@ -89,11 +89,11 @@ def play_grid(
 ) -> list[Path]:
     """Plays every configuration that is not done yet and returns all folders.
 
-    engine: where; by default up to `workers` processes of this machine at a time
+    engine: plays the runs; by default up to `workers` processes of this machine at a time
 
-    A run that is killed is started again, from its last checkpoint, up to ATTEMPTS times in all. A run that somebody else is
-    playing is waited for, and taken over if its player dies. On Ctrl-C the engine's tasks are stopped or left, as it sees fit,
-    then the KeyboardInterrupt goes on. Raises UserError, when all else is done, if a run failed.
+    A run that is killed is started again, from its last checkpoint, up to ATTEMPTS times in all. A run that another process is
+    playing is waited for, and taken over if that process dies. On Ctrl-C the engine stops its tasks or leaves them running,
+    then the KeyboardInterrupt is raised again. Raises UserError at the end if a run failed.
     """
     if workers < 1:
         raise UserError(f"workers must be at least 1, not {workers}")
@@ -152,7 +152,7 @@ def _again(folder: Path, attempts: dict[Path, int]) -> bool:
     """Whether the run in `folder`, whose task ended, is to be tried again."""
     now = state(folder)
     if now == "running":
-        return True  # by somebody else, who came first
+        return True  # by another process, which came first
     if now in ("done", "failed"):
         return False
     attempts[folder] += 1

@@ -25,7 +25,7 @@ ATTEMPTS = 3
 """How often a run is started whose process was killed; one that ends in an error of its own is not tried again."""
 
 
-# What became of a run
+# The state of a run
 
 
 def state(folder: Path) -> State:
@@ -43,7 +43,7 @@ def state(folder: Path) -> State:
 
 
 def damage(folder: Path) -> str:
-    """What is wrong with the files of a run that are small and must be right, in one line; nothing if they are."""
+    """What is wrong with the small files of a run, in one line; empty if nothing is."""
     try:
         if _there(folder / "wanted.json"):
             read_config(folder / "wanted.json")
@@ -80,12 +80,12 @@ def read_result(folder: Path) -> dict[str, Any]:
 
 
 def _there(path: Path) -> bool:
-    """Whether anything is of that name; a link that leads nowhere counts."""
+    """Whether the path exists; a broken link counts."""
     return os.path.lexists(path)
 
 
 def failure(folder: Path) -> str:
-    """Why the run in `folder` failed; nothing if it did not, or if it is played again."""
+    """Why the run in `folder` failed; empty if it did not, or if it is played again."""
     if not _there(folder / "failed.txt"):
         return ""
     try:
@@ -95,7 +95,7 @@ def failure(folder: Path) -> str:
 
 
 def rounds_done(folder: Path) -> int:
-    """Rounds in the log of `folder`; looks at the end of the file only. 0 if there is no log, or none that can be read."""
+    """Rounds in the log of `folder`; looks at the end of the file only. 0 if there is no readable log."""
     path = folder / "records.jsonl"
     try:
         with open_regular(path) as file:
@@ -114,7 +114,7 @@ def rounds_done(folder: Path) -> int:
 
 
 def busy(folder: Path) -> bool:
-    """Whether someone plays in `folder`, on this machine or on another that shares it."""
+    """Whether a process plays in `folder`, on this machine or on another that shares it."""
     return held(folder / ".worker")
 
 
@@ -122,10 +122,10 @@ def busy(folder: Path) -> bool:
 
 
 def play_one(folder: Path, *, quiet: bool = False) -> bool:
-    """Starts the run that `folder` waits for, continues it, or does nothing where it is done or somebody else plays it.
+    """Starts the run that `folder` waits for, continues it, or does nothing if it is done or another process plays it.
 
-    Returns whether it is done. Raises UserError as `run` does, and for a folder that waits for no run, which is left as it is;
-    whatever a run raises is noted in failed.txt.
+    Returns whether it is done. Raises UserError as `run` does, and for a folder without wanted.json, which is left as it is;
+    any error of a run is written to failed.txt.
     """
     if not _there(folder / "wanted.json"):
         raise UserError(f"{folder} waits for no run (no wanted.json in it); give a folder of a grid")

@@ -1,6 +1,6 @@
 """Paper against code: every place where AdaDFQ's text, its released code and this package differ, and what each costs.
 
-`DISCREPANCIES` is the list. Where a row is a switch of `fidelity`, `switches` has what it changes: AdaDFQ at 3w3a on CIFAR-10,
+`DISCREPANCIES` is the list. If a row is a switch of `fidelity`, `switches` has its effect: AdaDFQ at 3w3a on CIFAR-10,
 600 rounds, seed 0, one switch moved at a time, top-1 on 2,000 training images (so that nothing here was chosen on test images).
 
 `python -m adadfq_lab.studies.paper_and_code` measures them again, into data_stubs/switches.json: two minutes a switch on two
@@ -31,13 +31,13 @@ ROOT = Path(__file__).parents[2]
 
 
 def switches() -> dict[str, dict[str, float]]:
-    """What each switch changes: name -> answer -> top-1 in percent; the key "" has the default's. Empty if never measured."""
+    """The effect of each switch: name -> answer -> top-1 in percent; the key "" has the default's. Empty if never measured."""
     path = stub_path("switches.json")
     return json.loads(path.read_text())["top1"] if path.exists() else {}
 
 
 def variants() -> list[tuple[Choice, Any]]:
-    """Every answer of AdaDFQ's switches that is not the default: what there is to measure."""
+    """Every answer of AdaDFQ's switches that is not the default."""
     names = {row.switch for row in DISCREPANCIES if row.switch}
     found = []
     for choice in CHOICES:
@@ -58,7 +58,7 @@ def measure(f: Fidelity, data: ImageSet, *, rounds: int = 600, teacher: str = "c
 
 
 def training_images(count: int = 2000) -> ImageSet:
-    """`count` CIFAR-10 training images, drawn at random once and for all."""
+    """`count` CIFAR-10 training images, drawn at random, always the same."""
     train = load_data("cifar10", "train")
     pick = torch.randperm(len(train), generator=torch.Generator().manual_seed(99))[:count]
     source = f"{count:,} random cifar10 training images"

@@ -3,7 +3,7 @@
 `adadfq evidence fig3` prints the claim, what was measured and whether it supports the claim, and draws the figure. What is
 measured are the recorded games in data_stubs/: ResNet-20 on Fashion-MNIST, 3w3a unless a figure needs other bits, 150 to 300
 rounds of batch 16, seed 0. That is one network, one data set and one seed where the paper has ImageNet and 400 epochs: "not
-supported" says that the effect is not visible at this scale, no more; and "supported" that the rule holds, by however little.
+supported" says only that the effect is not visible at this scale, and "supported" that the rule holds, by any margin.
 `--play` records the games again first.
 """
 
@@ -232,7 +232,7 @@ EVIDENCE: dict[str, Callable[[], Evidence]] = {
     "fig6": fig6,
     "table3": table3,
 }
-"""What can be measured again, by name."""
+"""The figures that can be measured again, by name."""
 
 
 def evidence(name: str) -> Evidence:

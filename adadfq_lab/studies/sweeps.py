@@ -23,9 +23,9 @@ def combinations(config: RunConfig, vary: Sequence[str]) -> list[RunConfig]:
 
     vary: "NAME=VALUE,VALUE" each; NAME and VALUE as `recipes.override` takes them: lower, batch, alpha_ds
 
-    Where methods are varied and warm-ups are not, each method has the warm-up that serves it, and as many rounds of play as
+    If methods are varied and warm-ups are not, each method has its usual warm-up, and as many rounds of play as
     `config`. Combinations in which lower is not below upper are left out. Raises UserError for an unknown name, a value that
-    does not fit, or where nothing is left.
+    does not fit, or if nothing is left.
     """
     axes = [_axis(text) for text in vary]
     names = Counter(name for name, _ in axes)

@@ -61,7 +61,7 @@ def toggle(name: str, options: Sequence[Any], value: Any) -> Any:
 
 
 def slider(name: str, value: float, low: float, high: float, step: float, **more: Any) -> Any:
-    """A slider of whole numbers where `step` is one, else of reals; without `more` it tells its value when it is let go."""
+    """A slider of whole numbers if `step` is one, else of reals; without `more` it reports its value when released."""
     w = ipywidgets()
     kind = w.IntSlider if isinstance(step, int) else w.FloatSlider
     settings = {"value": value, "min": low, "max": high, "step": step, "description": name, "style": STYLE, "layout": WIDE}

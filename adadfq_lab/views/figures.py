@@ -334,7 +334,7 @@ def grid_map(grid: Mapping[str, Any], quantity: str) -> go.Figure:
 
 
 def bars(values: Mapping[str, float], *, title: str, x: str, y: str, errors: ArrayLike | None = None) -> go.Figure:
-    """One bar a name, with its value written on it and, where given, an interval of +- `errors`."""
+    """One bar a name, with its value written on it and, if given, an interval of +- `errors`."""
     words = ", ".join(f"{name} {value:.2f}" for name, value in values.items())
     fig = style.figure(title, x, y, alt=f"{title}: {words}.")
     interval = None if errors is None else {"type": "data", "array": np.asarray(errors), "color": style.TEXT}

@@ -65,7 +65,7 @@ class LiveRun:
 
     data:           real images to measure Q on, if any; before round 1, every `evaluate_every` rounds, and at the end
     backend:        "svg", "widget" (plotly) or "none"; None for `environment.live_backend()`
-    blocking:       whether `start` waits for the end; None: where nobody can click
+    blocking:       whether `start` waits for the end; None: if nobody can click
     on_publish:     functions of the History, called whenever the figure is redrawn, on the run's thread
 
     In fast mode at most six rounds are played. Shown by a notebook as figure, buttons and status line.
@@ -230,7 +230,7 @@ class LiveRun:
             self._view.finish(self._recorder.drawn())
             if self._controls is not None:
                 self._controls.replace(self._status_bundle())
-        except Exception as error:  # a figure that cannot be drawn must not hang whoever waits for the run
+        except Exception as error:  # a figure that cannot be drawn must not block a thread that waits for the run
             self.error, self.state = self.error or error, "failed"
         with self._lock:
             self._over.set()
@@ -331,7 +331,7 @@ class LiveRun:
         self._view.display()
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Bundle:
-        """Status and picture as they are now, for whatever shows an object without running its display."""
+        """Status and picture as they are now, for front ends that show an object without calling its display."""
         now, drawn = self._status_bundle(), self._view.bundle()
         return {kind: "\n".join(part[kind] for part in (now, drawn) if kind in part) for kind in now}
 

@@ -1,8 +1,8 @@
-"""One look for every figure: colours told apart by everybody, axes with units, text on light and dark pages, words for it all.
+"""One look for every figure: colour-blind-safe colours, axes with units, text on light and dark pages, and a description.
 
-Colours are Okabe and Ito's eight. A player has one colour everywhere, and so has a bound; where lines carry the meaning they
-differ in dash pattern too. Backgrounds are transparent and text is a grey of 4.3 : 1 or more against white and against the
-black of JupyterLab's dark theme, so one figure serves both.
+Colours are Okabe and Ito's eight. A player has one colour everywhere, and so has a bound; lines differ in dash pattern too.
+Backgrounds are transparent and text is a grey of 4.3 : 1 or more against white and against the black of JupyterLab's dark
+theme, so one figure serves both.
 
 Every figure carries its description: `figure(..., alt=...)` stores it, `alt_text(fig)` returns it, `show(fig)` puts it below.
 """
@@ -67,7 +67,7 @@ TEMPLATE = go.layout.Template(
 def figure(title: str, x: str, y: str, *, alt: str = "", height: int = 340, **layout: Any) -> go.Figure:
     """An empty figure with the house's look. x and y are axis labels with their units, as in "H_info [nats]".
 
-    alt: what the figure shows, in a sentence or two, for whoever cannot see it; without it, title and axes are named
+    alt: what the figure shows, in a sentence or two, for readers who cannot see it; by default title and axes
     Raises ValueError if the title or a label is empty.
     """
     if not (title and x and y):

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 Bounds = tuple[float, float] | None
 FLOAT, UINT8, INT32 = 1, 2, 6  # ONNX's numbers for types
-MIDDLE = 128  # the uint8 that stands for 0 where numbers have both signs
+MIDDLE = 128  # the uint8 that stands for 0 if numbers have both signs
 LARGEST_PAIR = 2**15 - 1  # see `saturates`
 
 
@@ -62,7 +62,7 @@ class Value:
 
     grid:   of the codes
     mixed:  their grids, if they lie on several
-    bounds: floats between which its numbers lie, None if that takes a look at data
+    bounds: of its numbers; None if they depend on the data
     """
 
     floats: str = ""

@@ -13,7 +13,7 @@ Where Q leaves a layer's input float, it enters as 24-bit integers in three uint
 the layer is three integer convolutions. 254, and not 256, so that what rounding left of one plane fits the next.
 
 That is the form "exact". The form "qcdq" has the convolutions of `qdq`, faster and less faithful: on CIFAR-10
-at 3 bits such a file agreed with Q on 74 % of the images. At 8 bits, where nothing but an activation follows, there is nothing
+at 3 bits such a file agreed with Q on 74 % of the images. At 8 bits, if only an activation follows, there is nothing
 to lose, and "exact" has them too.
 """
 
@@ -131,7 +131,7 @@ def _grids(graph: OnnxGraph, name: str, value: Value, layer: IntegerLayer, attri
 
 
 def _loses_nothing(graph: OnnxGraph, step: Operation) -> bool:
-    """Whether a layer before an activation may add its bias as an integer: at 8 bits, where the sums are fine enough."""
+    """Whether a layer before an activation may add its bias as an integer: at 8 bits, whose sums are fine enough."""
     layer = graph.table.layers[step.target]
     plain = bool((layer.scale > 0).all())  # else the file could not hold Q's own codes: a QLinearConv has no negative scale
     return step.kind == "conv" and _takes_nine_bits(layer) and plain and _fuses_well(graph, step)

@@ -25,7 +25,7 @@ DEVIATIONS = 6  # of a batch norm's output, taken as its range
 
 
 class Ranges:
-    """Between which floats the tensors of a student lie, where no grid says so."""
+    """The ranges of a student's tensors that are on no grid."""
 
     def __init__(self, student: Student, steps: list[Operation]) -> None:
         self.student = student
