@@ -61,7 +61,8 @@ __all__ = [
 class Summary:
     """The runs of one cell: a method at one bit width, over its seeds. Percent and seconds; `half` is of a 95 % interval.
 
-    half: Student's t over the seeds, so it covers what a seed changes, not which images were measured; None for a single seed
+    half:  Student's t over the seeds, so it covers what a seed changes, not which images were measured; None for a single seed
+    lasts: what each seed ended with; `last` is their mean
     """
 
     method: str
@@ -82,6 +83,16 @@ class Summary:
     paper: float | None
     players: str = ""
     cell: str = ""
+    lasts: tuple[float, ...] = ()
+
+    @property
+    def ended(self) -> str:
+        """Mean and interval; the seeds' own figures where so few of them make an interval that reaches 0 %."""
+        if self.half is None:
+            return f"{self.last:.1f}"
+        if self.half >= self.last:
+            return ", ".join(f"{last:.1f}" for last in self.lasts)
+        return f"{self.last:.1f} ± {self.half:.1f}"
 
     @property
     def table(self) -> tuple[str, str, str, str]:
@@ -116,6 +127,7 @@ def summaries(rows: Sequence[Row]) -> list[Summary]:
             paper=table2.PAPER.get(cell, {}).get(bits, {}).get(method),
             players=players,
             cell=cell,
+            lasts=tuple(run.last for run in runs),
             **means,
         )
         found.append(summary)
@@ -123,14 +135,13 @@ def summaries(rows: Sequence[Row]) -> list[Summary]:
 
 
 def _cells(one: Summary) -> tuple[str, ...]:
-    interval = "" if one.half is None else f" ± {one.half:.1f}"
     return (
         one.method,
         one.bits,
         f"{one.teacher:.1f}",
         f"{one.plain:.1f}",
         "" if one.calibrated is None else f"{one.calibrated:.1f}",
-        f"{one.last:.1f}{interval}",
+        one.ended,
         f"{one.teacher - one.last:.1f}",
         str(one.seeds),
         f"{one.best:.1f}",
@@ -173,7 +184,8 @@ def _of_paper(found: Sequence[Summary]) -> str:
 
 
 NOTE = (
-    "Top-1 in percent. plain, calibrated: nothing trained. last round: mean over seeds ± 95 % interval of that mean. best: the "
+    "Top-1 in percent. plain, calibrated: nothing trained. last round: mean over seeds ± 95 % interval of that mean, or "
+    "each seed's where that would reach 0 %. best: the "
     "best round, chosen on the test images, so not a result. s: seconds of a run, on machines that did other work beside it."
 )
 
