@@ -5,6 +5,9 @@ VENV   ?= .venv
 ARGS   ?=
 JOBS   ?= 2
 
+# TORCH=cpu: a new .venv gets the build without CUDA, a tenth of the size. Its index, unless TORCH_INDEX names another:
+TORCH_INDEX ?= $(if $(filter cpu,$(TORCH)),https://download.pytorch.org/whl/cpu)
+
 BIN     := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 FAST    := not slow and not browser and not slurm
@@ -14,6 +17,7 @@ COLAB   := plotly==5.24.1 ipywidgets==7.7.1 ipykernel==6.17.1 ipython==7.34.0 an
 SLOW    := slow and not browser and not slurm
 # A thread for each of JOBS test processes: threads of two that share a core wait for each other, spinning.
 ALONE   := OMP_NUM_THREADS=1
+ROOT    := $(if $(filter 0,$(shell id -u)),--allow-root)# JupyterLab refuses to run as root, the only user of many containers
 RECENT  := import sys; print(sys.version_info >= (3, 11))
 
 .DEFAULT_GOAL := help
@@ -52,11 +56,11 @@ gallery: $(VENV)/.dev  ## draw the README's figures and the table of docs/result
 gpu-check: $(VENV)/.dev  ## check one CUDA card in under eight minutes; the figures go to gpu_check.json
 	$(BIN)/python -m adadfq_lab.authoring.gpu_check $(ARGS)
 
-lab: $(VENV)/.dev  ## open JupyterLab
-	$(BIN)/jupyter lab $(ARGS)
+lab: $(VENV)/.dev  ## open JupyterLab, on this machine only
+	$(BIN)/jupyter lab $(ROOT) $(ARGS)
 
 dashboard: $(VENV)/.dashboard  ## the bounds explorer as a web page of its own, on this machine only
-	$(BIN)/voila notebooks/dashboard.ipynb --Voila.ip=127.0.0.1 $(ARGS)
+	$(BIN)/python -m adadfq_lab.views.dashboard $(ARGS)
 
 workshop: $(VENV)/.dev  ## build/workshop.zip: wheel, students' notebooks, constraints; installs from a package registry
 	rm -rf build/workshop build/workshop.zip && mkdir -p build/workshop
@@ -136,3 +140,5 @@ $(LOWEST)/.lowest: pyproject.toml | $(VENV)/pyvenv.cfg
 $(VENV)/pyvenv.cfg:
 	$(if $(filter True,$(shell $(PYTHON) -c '$(RECENT)' 2>/dev/null)),,$(error $(PYTHON) is missing or older than Python 3.11; install Python 3.11 or newer and name it: make $(MAKECMDGOALS) PYTHON=python3.12))
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+	$(if $(TORCH_INDEX),$(BIN)/python -m pip install --disable-pip-version-check --no-deps --index-url $(TORCH_INDEX) \
+	  $$(grep -E '^torch(vision)?==' constraints.txt) || { rm -rf $(VENV); exit 1; })

@@ -57,7 +57,7 @@ def pins() -> dict[str, str]:
 
 def make(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Runs make as from a fresh shell, also when the tests themselves were started by make."""
-    inherited = {"MAKEFLAGS", "MFLAGS", "MAKELEVEL", "VENV", "PYTHON", "ARGS"}
+    inherited = {"MAKEFLAGS", "MFLAGS", "MAKELEVEL", "VENV", "PYTHON", "ARGS", "TORCH", "TORCH_INDEX"}
     environment = {name: value for name, value in os.environ.items() if name not in inherited}
     return subprocess.run(["make", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
@@ -105,6 +105,9 @@ def test_import_needs_neither_the_command_line_nor_the_notebooks():
     subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=ROOT, check=True)
 
 
+SHIPPED = ("adadfq_lab/data_stubs/", "adadfq_lab/notebooks/")
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
@@ -115,21 +118,22 @@ def wheel(tmp_path_factory):
 
 
 def test_wheel_contains_the_stubs_bit_by_bit(wheel):
-    """adadfq_lab/data_stubs in the wheel is data_stubs/ of the checkout: the same files, the same bytes."""
+    """In the wheel are data_stubs/ and the students' notebooks of the checkout: the same files, the same bytes."""
     stubs = [path for path in (ROOT / "data_stubs").rglob("*") if path.is_file()]
-    names = {f"adadfq_lab/{path.relative_to(ROOT).as_posix()}": path for path in stubs}
-    assert names, "data_stubs/ is empty"
-    assert {name for name in wheel.namelist() if name.startswith("adadfq_lab/data_stubs/")} == names.keys()
+    notebooks = [ROOT / "notebooks" / "dashboard.ipynb", *(ROOT / "notebooks").glob("[0-9]*")]
+    names = {f"adadfq_lab/{path.relative_to(ROOT).as_posix()}": path for path in [*stubs, *notebooks]}
+    assert len(stubs) > 2 and len(notebooks) == 23
+    assert {name for name in wheel.namelist() if name.startswith(SHIPPED)} == names.keys()
     assert all(wheel.read(name) == path.read_bytes() for name, path in names.items())
 
 
 def test_wheel_contains_the_package_and_nothing_else(wheel):
-    """Beside the stubs: every file of adadfq_lab/, py.typed too, the licence and the command; no tests, no notebooks."""
+    """Beside the stubs: every file of adadfq_lab/, py.typed too, the licence and the command; no tests, no solutions."""
     files = [path for path in (ROOT / "adadfq_lab").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
     package = {path.relative_to(ROOT).as_posix() for path in files}
     info = f"adadfq_lab-{PROJECT['version']}.dist-info"
     metadata = {f"{info}/{name}" for name in ("METADATA", "WHEEL", "RECORD", "entry_points.txt", "licenses/LICENSE")}
-    inside = {name for name in wheel.namelist() if not name.startswith("adadfq_lab/data_stubs/")}
+    inside = {name for name in wheel.namelist() if not name.startswith(SHIPPED)}
     assert inside == package | metadata
     assert "adadfq_lab/py.typed" in inside
     assert "adadfq = adadfq_lab.cli.front:main" in wheel.read(f"{info}/entry_points.txt").decode()
@@ -166,6 +170,17 @@ def test_make_installs_again_only_when_what_to_install_changed(tmp_path, target,
         plan = make("--dry-run", target, f"VENV={tmp_path}")
         assert plan.returncode == 0, plan.stderr
         assert ("pip install" in plan.stdout and "-c constraints.txt" in plan.stdout) is installs
+
+
+@needs_make
+@pytest.mark.parametrize(
+    ("chosen", "index"), [((), None), (("TORCH=cpu",), "https://download.pytorch.org/whl/cpu"), (("TORCH_INDEX=X",), "X")]
+)
+def test_a_new_environment_takes_torch_from_the_index_that_is_chosen(tmp_path, chosen, index):
+    """TORCH=cpu installs the pinned torch from the index of CPU builds first, without its dependencies."""
+    plan = make("--dry-run", "demo", f"VENV={tmp_path / 'venv'}", f"PYTHON={sys.executable}", *chosen).stdout
+    assert ("--no-deps --index-url" in plan) == (index is not None)
+    assert index is None or f"--index-url {index} " in plan
 
 
 @needs_make

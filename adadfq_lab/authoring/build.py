@@ -37,13 +37,12 @@ from typing import Any
 
 from adadfq_lab.authoring.pages import FOLDER, PAGES, fill_guide, index
 from adadfq_lab.errors import UserError
-from adadfq_lab.machine.environment import import_extra
+from adadfq_lab.machine.environment import NOTEBOOKS, import_extra
 from adadfq_lab.machine.files import write_atomically
 
 TAGS = {"title", "setup", "stub", "solution", "live", "figure"}
 
 NOTE = "*Solution copy.*"
-INSTALL = 'pip install ".[notebooks]"'
 KEPT = ("tags", "cellView", "jupyter", "editable")
 """Metadata of a cell that the course uses; editors add more."""
 
@@ -70,7 +69,7 @@ class Built:
 
 
 def _jupytext() -> Any:
-    return import_extra("jupytext", INSTALL)
+    return import_extra("jupytext", NOTEBOOKS)
 
 
 def read(path: Path) -> Notebook:
@@ -103,7 +102,7 @@ def digest(notebook: Notebook) -> str:
 
 def to_notebook(source: Notebook, name: str) -> str:
     """The text of an .ipynb file without outputs; cell ids are hashes of `name` and the cell's position."""
-    version = import_extra("nbformat.v4", INSTALL)
+    version = import_extra("nbformat.v4", NOTEBOOKS)
     notebook = version.new_notebook(metadata={**source.metadata, "language_info": {"name": "python"}})
     for position, cell in enumerate(source.cells):
         new = version.new_markdown_cell if cell.cell_type == "markdown" else version.new_code_cell
@@ -115,7 +114,7 @@ def to_notebook(source: Notebook, name: str) -> str:
 def to_script(source: Notebook) -> str:
     """The text of a py:percent script that is not paired with a notebook."""
     only = {"notebook_metadata_filter": "adadfq_lab,kernelspec,-all", "cell_metadata_filter": ",".join(KEPT) + ",-all"}
-    configuration = import_extra("jupytext.config", INSTALL).JupytextConfiguration(**only)
+    configuration = import_extra("jupytext.config", NOTEBOOKS).JupytextConfiguration(**only)
     return str(_jupytext().writes(source, fmt="py:percent", config=configuration))
 
 

@@ -14,13 +14,13 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from adadfq_lab.authoring.build import sources
 from adadfq_lab.authoring.pages import FOLDER
+from adadfq_lab.machine.environment import NOTEBOOKS, import_extra
 from adadfq_lab.machine.files import write_atomically
 
 WAIT = "if 'run' in globals():\n    run.wait()"
@@ -48,10 +48,10 @@ class Cost:
 
 def execute(path: Path, *, fast: bool) -> Cost:
     """What the notebook at `path` costs; raises what it raises."""
-    notebook = import_module("nbformat").read(path, as_version=4)
-    notebook.cells.append(import_module("nbformat").v4.new_code_cell(WAIT))
+    notebook = import_extra("nbformat", NOTEBOOKS).read(path, as_version=4)
+    notebook.cells.append(import_extra("nbformat", NOTEBOOKS).v4.new_code_cell(WAIT))
     os.environ["ADADFQ_LAB_FAST"] = "1" if fast else ""
-    client = import_module("nbclient").NotebookClient(notebook, timeout=600, kernel_name="python3")
+    client = import_extra("nbclient", NOTEBOOKS).NotebookClient(notebook, timeout=600, kernel_name="python3")
     start, first = time.monotonic(), float("nan")
     with client.setup_kernel():
         for index, cell in enumerate(client.nb.cells):

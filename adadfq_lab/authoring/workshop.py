@@ -1,15 +1,19 @@
-"""The folder that a class gets: wheel, students' notebooks, constraints, and an install script for each system.
+"""What learners get: a copy of the notebooks without solutions, and the folder that a class gets.
 
-`make workshop` builds the wheel, runs `python -m adadfq_lab.authoring.workshop build/workshop`, and packs build/workshop.zip.
+`adadfq course copy` makes the copy. `make workshop` builds the wheel, runs `python -m adadfq_lab.authoring.workshop
+build/workshop`, which adds notebooks, constraints and an install script for each system, and packs build/workshop.zip.
 """
 
+import os
 import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from adadfq_lab.authoring.build import sources
-from adadfq_lab.authoring.pages import FOLDER, index
+from adadfq_lab.authoring.pages import FOLDER, PAGES, index
+from adadfq_lab.data.locations import notebooks_folder
+from adadfq_lab.errors import UserError
+from adadfq_lab.machine.files import write_atomically
 
 README = """AdaDFQ: a workshop in eleven notebooks
 
@@ -65,14 +69,33 @@ echo ready; open the first notebook with: .venv\\Scripts\\jupyter lab notebooks\
 """
 
 
-def workshop(folder: Path, notebooks: Path = FOLDER) -> None:
-    """Write everything but the wheel into `folder`: notebooks without solutions, their index, constraints, install scripts."""
-    (folder / "notebooks").mkdir(parents=True, exist_ok=True)
-    for path in sources(notebooks):
-        for kind in (".ipynb", ".py"):
-            shutil.copy(notebooks / f"{path.stem}{kind}", folder / "notebooks")
-    names = [path.stem for path in sources(notebooks)]
-    (folder / "notebooks" / "index.md").write_text(index(names, handout=True), encoding="utf-8")
+def copy_course(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Copies the notebooks without solutions, and their index, into `folder`, from a checkout or a wheel.
+
+    Returns the files it wrote, and those it left because a file of that name with other content is there: it never overwrites.
+    """
+    shipped = notebooks_folder()
+    names = [name for name, _, _ in PAGES]
+    files = {f"{name}{kind}": (shipped / f"{name}{kind}").read_bytes() for name in names for kind in (".ipynb", ".py")}
+    files["index.md"] = index(names, handout=True).encode()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(f"{folder} is not a folder; name one, or one that can be made") from None
+    written, left = [], []
+    for name, content in files.items():
+        path = folder / name
+        if not os.path.lexists(path):
+            write_atomically(path, content)
+            written.append(path)
+        elif not path.is_file() or path.read_bytes() != content:
+            left.append(path)
+    return written, left
+
+
+def workshop(folder: Path) -> None:
+    """Writes everything but the wheel into `folder`: notebooks without solutions, their index, constraints, install scripts."""
+    copy_course(folder / "notebooks")
     for name in ("constraints.txt", "LICENSE"):
         shutil.copy(FOLDER.parent / name, folder)
     for name, text, newline in (("README.txt", README, "\r\n"), ("install.sh", POSIX, "\n"), ("install.bat", WINDOWS, "\r\n")):

@@ -1,5 +1,7 @@
-"""`adadfq course`: build, check and badge the notebooks, mark what learners hand in. Each action has a help page of its own."""
+"""`adadfq course`: copy, build, check and badge the notebooks, mark what learners hand in; each action with a help page."""
 
+import importlib.util
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +13,10 @@ from adadfq_lab.authoring.build import Built, set_badges, sources
 from adadfq_lab.authoring.build import build as build_copies
 from adadfq_lab.authoring.pages import FOLDER
 from adadfq_lab.authoring.rules import problems
+from adadfq_lab.authoring.workshop import copy_course
 from adadfq_lab.cli.output import Json, say
 from adadfq_lab.course import marking
-from adadfq_lab.errors import UserError
+from adadfq_lab.errors import UserError, printable
 from adadfq_lab.machine.files import write_atomically
 
 
@@ -23,6 +26,25 @@ def _report(built: Built) -> None:
     lines += [f"the old file is {path.relative_to(FOLDER.parent)}" for path in built.saved]
     lines += [f"left {path.relative_to(FOLDER.parent)}, which was changed or run; --force replaces it" for path in built.left]
     print("\n".join(lines) or "nothing to do: all copies are current")
+
+
+def copy(folder: tyro.conf.Positional[Path]) -> None:
+    """Copy the course's notebooks, without solutions, into a folder of yours.
+
+    A file that is there already, such as a notebook with answers, is left as it is.
+
+    Args:
+        folder: Folder for the notebooks; made if it does not exist.
+    """
+    written, left = copy_course(folder)
+    lines = [f"files written to {folder}: {len(written)}"]
+    if left:
+        names = ", ".join(path.name for path in left)
+        lines.append(f"left as they are, because yours differ: {names}; for fresh copies name another folder")
+    start = shlex.quote(str(folder / "00_welcome.ipynb"))
+    if importlib.util.find_spec("jupyterlab") is None:
+        lines.append("the notebooks need JupyterLab and more: install adadfq-lab with the extra [notebooks]; then")
+    print(printable("\n".join([*lines, f"start with: jupyter lab {start}"]), lines=True))
 
 
 def build(force: bool = False) -> None:
@@ -97,8 +119,14 @@ def _progress(line: str) -> None:
     print(line, file=sys.stderr)
 
 
-COMMANDS: dict[str, Callable[..., Any]] = {"build": build, "check": check, "badges": badges, "mark": mark}
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "copy": copy,
+    "build": build,
+    "check": check,
+    "badges": badges,
+    "mark": mark,
+}
 
 
 def course() -> None:
-    """Make the notebooks, check them, link them to Colab, or mark what learners hand in."""
+    """Copy the notebooks, make them, check them, link them to Colab, or mark what learners hand in."""

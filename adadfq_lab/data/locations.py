@@ -7,8 +7,17 @@ from pathlib import Path
 
 def stub_path(name: str) -> Path:
     """The shipped file `name` of `data_stubs/`, from a wheel, an editable install or a checkout."""
-    packaged = Path(str(resources.files("adadfq_lab"))) / "data_stubs" / name
-    return packaged if packaged.exists() else Path(__file__).parents[2] / "data_stubs" / name
+    return _shipped("data_stubs", name)
+
+
+def notebooks_folder() -> Path:
+    """The shipped folder `notebooks/`; in a wheel it holds the students' copies only."""
+    return _shipped("notebooks")
+
+
+def _shipped(*parts: str) -> Path:
+    packaged = Path(str(resources.files("adadfq_lab"))).joinpath(*parts)
+    return packaged if packaged.exists() else Path(__file__).parents[2].joinpath(*parts)
 
 
 def cache_folder() -> Path:

@@ -113,6 +113,7 @@ def check_env() -> None:
 
 
 INSTALL = 'pip install ".[export]"'
+NOTEBOOKS = 'pip install ".[notebooks]"'
 
 
 def import_extra(name: str, install: str = INSTALL) -> ModuleType:

@@ -24,6 +24,7 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 
 from adadfq_lab.errors import UserError, printable
+from adadfq_lab.machine.environment import import_extra
 from adadfq_lab.machine.files import write_atomically
 from adadfq_lab.machine.reading import open_regular
 from adadfq_lab.machine.timing import duration
@@ -345,11 +346,8 @@ def scalars(line: dict[str, Any]) -> dict[str, float]:
 
 def to_tensorboard(folder: Path, logs: Path) -> None:
     """Writes a run's log to TensorBoard's `logs` as it grows. Raises UserError if TensorBoard is not installed."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter  # needs the extra `tensorboard`
-    except ImportError:
-        raise UserError("TensorBoard is not installed; pip install '.[tensorboard]'") from None
-    with SummaryWriter(str(logs)) as writer:
+    import_extra("tensorboard", "pip install '.[tensorboard]'")
+    with import_extra("torch.utils.tensorboard").SummaryWriter(str(logs)) as writer:
         for line in follow(folder):
             for name, value in scalars(line).items():
                 writer.add_scalar(name.replace(".", "/"), value, line["round"])

@@ -22,6 +22,7 @@ from typing import Any, Literal, Protocol
 import torch
 
 from adadfq_lab.errors import UserError
+from adadfq_lab.machine.environment import import_extra
 from adadfq_lab.studies.grid_run import work
 
 EngineName = Literal["local", "inprocess", "submitit", "slurm"]
@@ -204,11 +205,7 @@ class Slurm:
 
 
 def _submitit() -> Any:
-    try:
-        import submitit  # of the extra `cluster`
-    except ImportError:
-        raise UserError("this engine needs submitit: pip install '.[cluster]'; or use --engine local") from None
-    return submitit
+    return import_extra("submitit", "pip install '.[cluster]', or use --engine local")
 
 
 def make_engine(name: EngineName, workers: int, root: Path, resources: Resources | None = None) -> Engine:

@@ -10,6 +10,7 @@ from html import escape
 from importlib import import_module
 from typing import Any
 
+from adadfq_lab.machine.environment import NOTEBOOKS, import_extra
 from adadfq_lab.views.axes import typeset
 from adadfq_lab.views.charts import as_images
 from adadfq_lab.views.renderers import widget_bundle
@@ -33,8 +34,8 @@ class Control:
 
 
 def ipywidgets() -> Any:
-    """The package, imported when a widget is made: it is an extra's."""
-    return import_module("ipywidgets")
+    """The package, imported when a widget is made. Raises UserError if the extra `notebooks` is not installed."""
+    return import_extra("ipywidgets", NOTEBOOKS)
 
 
 def control(title: str, inputs: Mapping[str, Any], draw: Callable[[], str]) -> Control:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from adadfq_lab.authoring import build
-from adadfq_lab.authoring.workshop import workshop
+from adadfq_lab.authoring.workshop import copy_course, workshop
+from adadfq_lab.errors import UserError
 
 PYTHON = """#!/bin/sh
 # A Python that makes an environment with itself as its Python, and notes what pip is asked for.
@@ -47,6 +48,18 @@ def test_students_get_no_solutions(handout):
     stems = {path.stem for path in build.sources()}
     assert names == {f"{stem}{kind}" for stem in stems for kind in (".ipynb", ".py")} | {"index.md"}
     assert not any("@title Solution" in path.read_text(encoding="utf-8") for path in (handout / "notebooks").iterdir())
+
+
+def test_copying_again_keeps_answers_and_brings_back_what_is_missing(handout):
+    """`copy_course` writes only what is not there: an answered notebook, and even a dangling link, stay as they are."""
+    folder = handout / "notebooks"
+    answered, link, missing = folder / "01_disagreement.ipynb", folder / "02_quantization.py", folder / "03_imagining_data.py"
+    answered.write_text("answers")
+    link.unlink(), link.symlink_to("nowhere"), missing.unlink()
+    assert copy_course(folder) == ([missing], [answered, link])
+    assert answered.read_text() == "answers" and link.is_symlink()
+    with pytest.raises(UserError, match="is not a folder"):
+        copy_course(answered)
 
 
 @pytest.mark.skipif(os.uname().sysname != "Linux", reason="elsewhere the registry's torch is a CPU build")

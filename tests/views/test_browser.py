@@ -360,13 +360,12 @@ def test_the_dark_theme_is_readable(lab_server):
 
 @needs_chromium
 def test_the_dashboard_is_a_page_of_its_own():
-    """voila serves the bounds explorer, a recorded run and the images of G; dragging a bound redraws the histogram."""
+    """The bounds explorer, a recorded run and the images of G; dragging a bound redraws the histogram. A token is needed."""
     pytest.importorskip("voila", reason="needs the extra `dashboard`")
     from playwright.sync_api import sync_playwright
 
-    url = f"http://127.0.0.1:{(port := free_port())}"
-    command = [sys.executable, "-m", "voila", "notebooks/dashboard.ipynb", "--no-browser"]
-    command += ["--Voila.ip=127.0.0.1", f"--port={port}"]
+    url = f"http://127.0.0.1:{(port := free_port())}/"
+    command = [sys.executable, "-m", "adadfq_lab.views.dashboard", "--no-browser", f"--port={port}", "--token=tested"]
     server = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         with sync_playwright() as playwright:
@@ -374,6 +373,8 @@ def test_the_dashboard_is_a_page_of_its_own():
             page = browser.new_page(viewport={"width": 1200, "height": 1900})
             wait_for(lambda: server.poll() is not None or listens(port))
             page.goto(url, timeout=120_000)
+            assert "/login" in page.url
+            page.goto(f"{url}?token=tested", timeout=120_000)
             drawing = "() => document.querySelector('svg[role=img]')?.outerHTML"
             wait_for(lambda: page.evaluate("() => document.querySelectorAll('svg[role=img], img[alt]').length") >= 3)
             before = page.evaluate(drawing)

@@ -1,6 +1,7 @@
 """Things to drag: real ipywidgets, no kernel. Setting a slider is what dragging does."""
 
 import re
+import sys
 import time
 from dataclasses import replace
 from xml.etree import ElementTree
@@ -196,3 +197,9 @@ def test_methods_are_toggled():
     control.inputs["method"].value = "adadfq"
     assert "band" in control.output.value and "just enough" in control.output.value
     assert len(charts(control)) == 1
+
+
+def test_a_widget_without_ipywidgets_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ipywidgets", None)
+    with pytest.raises(UserError, match=r'ipywidgets is missing; pip install "\.\[notebooks\]"'):
+        widgets.bounds_explorer()
