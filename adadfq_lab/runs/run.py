@@ -16,7 +16,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,6 +43,14 @@ from adadfq_lab.student.student import Student
 from adadfq_lab.student.student_files import save_student
 from adadfq_lab.teacher.teacher import Teacher
 from adadfq_lab.teacher.teacher_files import load_teacher, save_teacher
+
+NAMES = {
+    "teacher": "teacher P",
+    "plain": "plainly quantised",
+    "calibrated": "calibrated on G's images",
+    "student": "student Q, last round",
+}
+"""The rows of a result's table: the fields of `Result`, and what they are called."""
 
 
 @dataclass(frozen=True)
@@ -90,9 +98,7 @@ class Result:
         spent = f"in {self.rounds:,} rounds and {self.seconds:.0f} s"
         lines, generated = [], self.agreement.get("generated")
         if self.teacher and self.plain and self.student:
-            names = ("teacher P", "plainly quantised", "calibrated on G's images", "student Q, last round")
-            found = (self.teacher, self.plain, self.calibrated, self.student)
-            lines += table(list(zip(names, found, strict=True)), "top-1")
+            lines += table([(name, getattr(self, key)) for key, name in NAMES.items()], "top-1")
             lost, back = self.teacher.top1 - self.plain.top1, self.student.top1 - self.plain.top1
             share = f"{100 * back / lost:.0f} % of the {lost:.1f} points lost were won back" if lost > 0 else "nothing was lost"
             lines += [f"{share}, {spent}; measured on {self.source}"]
@@ -103,6 +109,20 @@ class Result:
                 lines += [*table(rows(one), "same as P"), f"on {one.source}", ""]
             lines += [f"{spent[:1].upper()}{spent[1:]}. Agreement with P on generated images: {CAUTION}."]
         return "\n".join([*lines, *filter(None, (self.note, self.log))])
+
+
+def side_by_side(titles: Sequence[str], results: Sequence[Result]) -> str:
+    """Results on the same labelled images as one table, a column each: what calibration alone gives, and what Q learned."""
+    width = max(22, *(len(title) + 2 for title in titles))
+
+    def line(name: str, cells: Iterable[str]) -> str:
+        return f"{name:26}" + "".join(f"{cell:>{width}}" for cell in cells).rstrip()
+
+    lines = [line("top-1 [95 % interval]", titles)]
+    for key, name in NAMES.items():
+        lines.append(line(name, (str(found).replace(" %", "") if (found := getattr(r, key)) else "" for r in results)))
+    lines.append(line("rounds, seconds", (f"{r.rounds:,}, {r.seconds:.0f}" for r in results)))
+    return "\n".join([*lines, f"measured on {results[0].source}"])
 
 
 def run(

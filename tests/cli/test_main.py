@@ -117,13 +117,22 @@ def test_evaluate_measures_a_run_a_student_or_a_teacher(trained, stubs):
 
 
 def test_demo_prints_what_machines_read(here):
-    """On the shipped teacher and images, in a folder of its own; a demo that ends in the warm-up calibrated nothing."""
-    found = last_line(say("demo", "--rounds", 2, "--name", "d", "--seed", 1, "--json")[0])
-    assert found["calibrated"] is None
-    assert (found["rounds"], found["seed"], found["run"], found["images"]) == (2, 1, "runs/d", 30)
-    assert (here / "runs" / "d" / "report.html").exists()
-    config = json.loads((here / "runs" / "d" / "config.json").read_text())
-    assert (config["method"], config["stub"], config["bits"], config["seed"]) == ("adadfq", True, "3w3a", 1)
+    """Two games on the shipped teacher and images, each in a folder; one that ends in the warm-up calibrated nothing."""
+    out, _ = say("demo", "--rounds", 2, "--name", "d", "--seed", 1, "--json")
+    found = last_line(out)
+    for method, result in (("adadfq", found), ("adadfq+", found["adadfq+"])):
+        run = here / "runs" / "d" / method
+        assert result["calibrated"] is None
+        assert (result["rounds"], result["seed"], result["run"], result["images"]) == (2, 1, f"runs/d/{method}", 30)
+        assert (run / "report.html").exists() and f"report: runs/d/{method}/report.html" in out
+        config = json.loads((run / "config.json").read_text())
+        assert (config["method"], config["stub"], config["bits"], config["seed"]) == (method, True, "2w2a", 1)
+    rows = {line[:26].strip(): line[26:].split() for line in out.splitlines()}
+    assert rows["top-1 [95 % interval]"] == ["AdaDFQ", "AdaDFQ+"]
+    assert [rows["student Q, last round"][i] for i in (0, 3)] == [
+        f"{found['student']:.2f}",
+        f"{found['adadfq+']['student']:.2f}",
+    ]
 
 
 def test_bench_prints_what_machines_read(here, stubs):
