@@ -49,7 +49,8 @@ def verify(
 
     Args:
         file: What `adadfq export` wrote.
-        data: fashion_mnist, cifar10, cifar100, NAME for NAME_test.npz in the folder ADADFQ_DATA, or a folder of images.
+        data: fashion_mnist, cifar10, cifar100, NAME for NAME_test.npz in the folder ADADFQ_DATA, or a folder of images, with
+            a folder a class or unlabelled.
             If empty, what the teacher was trained on: its shipped images, or those in ADADFQ_DATA.
         teacher: The teacher to compare with, by name or file. If empty, the shipped one that the student was made from.
         runtime: What runs the file.

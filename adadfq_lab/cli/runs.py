@@ -214,7 +214,8 @@ def watch(
 def evaluate(run_or_teacher: tyro.conf.Positional[str], data: str = "", stub: bool = False, json: Json = False) -> None:
     """Measure the top-1 accuracy of a run's student, or of a teacher, with its 95 % interval: adadfq evaluate runs/mine
 
-    On images without labels: for how many the student predicts the class that its teacher predicts.
+    On images without labels: for how many the student predicts the class that its teacher predicts. Without any images: the
+    same on the generated images that the run ended with.
 
     Args:
         run_or_teacher: A run folder, its student.safetensors, a shipped teacher's name, or a teacher file.
@@ -223,7 +224,7 @@ def evaluate(run_or_teacher: tyro.conf.Positional[str], data: str = "", stub: bo
     """
     from adadfq_lab.data.accuracy import accuracy, agreement
     from adadfq_lab.data.loading import load_data
-    from adadfq_lab.runs.agreement import chance
+    from adadfq_lab.runs.agreement import CAUTION, chance, measured
     from adadfq_lab.runs.players import fitting_data
     from adadfq_lab.student.student_files import load_student
 
@@ -234,6 +235,10 @@ def evaluate(run_or_teacher: tyro.conf.Positional[str], data: str = "", stub: bo
     else:
         network = teacher = load_teacher(run_or_teacher)
     if not (data or teacher.info.data):
+        if path.is_dir() and (known := measured(path)):
+            text = f"the class that P predicts for {known['student']:.2f} % of {known['source']}: {CAUTION} (--data)"
+            say({"agreement": known}, text, json)
+            return
         raise UserError(f"teacher {teacher.info.name} does not know its images; name some with --data")
     images = fitting_data(teacher, load_data(data or teacher.info.data, "test", stub=stub))
     if images.labelled:

@@ -24,6 +24,7 @@ from typing import Any
 from adadfq_lab.errors import UserError
 from adadfq_lab.machine.environment import fast, in_kernel
 from adadfq_lab.machine.files import write_atomically
+from adadfq_lab.machine.reading import check_regular
 
 FORMAT = "adadfq answers 1"
 FILE = "my_answers.json"
@@ -85,7 +86,7 @@ def now() -> str:
 def read_answers(path: Path) -> Answers:
     """The answers in a file, whose author is not trusted. Raises UserError if it is missing, too large or not of this form."""
     try:
-        if path.stat().st_size > MAX_FILE:
+        if check_regular(path).st_size > MAX_FILE:
             raise UserError(f"{path} is larger than {MAX_FILE // 10**6} MB: these are not answers of this course")
         raw = json.loads(path.read_text(encoding="utf-8"))
         if raw["format"] != FORMAT:

@@ -11,6 +11,7 @@ from adadfq_lab.course.answers import Attempts
 from adadfq_lab.course.exercises.catalogue import EXERCISES
 from adadfq_lab.errors import UserError
 from adadfq_lab.machine.files import write_atomically
+from adadfq_lab.machine.reading import read_json
 
 Row = tuple[str, str, str]
 
@@ -84,7 +85,7 @@ def _table(rows: list[Row]) -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        read = json.loads(path.read_text(encoding="utf-8"))["exercises"]
+        read = read_json(path)["exercises"]
         return {str(name): {"passed": bool(row["passed"]), "attempts": int(row["attempts"])} for name, row in read.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{path} is no progress file; choose another name or remove it") from None

@@ -120,6 +120,9 @@ def suffixes() -> frozenset[str]:
     return frozenset(suffix for suffix, kind in known if kind in Image.OPEN and kind not in _NOT_PHOTOGRAPHS)
 
 
+SPLITS = ("train", "training", "val", "valid", "validation", "test", "testing", "eval")
+
+
 def load_folder(name: str, split: str = "test", *, stub: bool = False) -> ImageFolder:
     """The validation images of ImageNet for `name` "imagenet", or those of the folder `name`.
 
@@ -156,6 +159,8 @@ def _read(root: Path, *, official: bool) -> ImageFolder:
         raise UserError(f"cannot read {root} ({error.strerror}); give a folder with a folder of images a class") from None
     if len(folders) == 1 and any(path.is_dir() and not _ignored(path) for path in folders[0].iterdir()):
         raise UserError(f"{root} holds one folder only, which holds folders; give {folders[0]}")
+    if len(folders) > 1 and all(folder.name.lower() in SPLITS for folder in folders):
+        raise UserError(f"{root} holds {', '.join(folder.name for folder in folders)}, which are no classes; give one of them")
     images = [[path for path in found if path.suffix.lower() in suffixes()] for found in files]
     flat = [path for path in loose if path.suffix.lower() in suffixes()]
     if folders and any(images):

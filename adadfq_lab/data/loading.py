@@ -29,6 +29,7 @@ from adadfq_lab.data.image_folders import load_folder
 from adadfq_lab.data.image_sets import CLASSES, UNLABELLED, ImageSet
 from adadfq_lab.data.locations import cache_folder, stub_path
 from adadfq_lab.errors import UserError, first_line
+from adadfq_lab.machine.reading import check_regular
 
 DATASETS = (*CLASSES, "imagenet")
 MOST_CLASSES = 100_000
@@ -102,6 +103,7 @@ def _image_set(name: str, split: str, images: np.ndarray, labels: np.ndarray, cl
 
 def _from_npz(name: str, split: str, path: Path, *, own: bool = False) -> ImageSet:
     """The data set in a file; `own`: named by its path, so its name is not that of a known data set."""
+    check_regular(path)
     try:
         _check_headers(path)
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
@@ -116,7 +118,12 @@ def _from_npz(name: str, split: str, path: Path, *, own: bool = False) -> ImageS
             f"{path} has x of shape {images.shape}, channels last; save x.transpose(0, 3, 1, 2), which is (N, C, H, W)"
         )
     if images.ndim != 4 or images.dtype != np.uint8:
-        raise UserError(f"{path} must hold x uint8 (N, C, H, W), not {images.dtype} {images.shape}")
+        whole = (
+            ""
+            if images.dtype == np.uint8
+            else "; save pixels in [0, 1] as (255 * x).round().astype('uint8'), others scaled alike"
+        )
+        raise UserError(f"{path} must hold x uint8 (N, C, H, W), not {images.dtype} {images.shape}{whole}")
     official = CLASSES.get(name, ()) if not own else ()
     if labels is None:
         if split == "train" or official:
@@ -130,6 +137,8 @@ def _from_npz(name: str, split: str, path: Path, *, own: bool = False) -> ImageS
         raise UserError(
             f"{path} must hold x uint8 (N, C, H, W) and y (N,), whole numbers, "
             f"not x {images.dtype} {images.shape} and y {labels.dtype} {labels.shape}"
+            + ("; save one-hot labels as y.argmax(1)" if labels.ndim == 2 and labels.shape[1] > 1 else "")
+            + ("; save names as classes, y = numpy.unique(y, return_inverse=True)" if labels.dtype.kind in "US" else "")
         )
     classes = classes or official or tuple(f"class {i}" for i in range(min(int(labels.max(initial=0)) + 1, MOST_CLASSES)))
     if not len(labels) or not (labels.min() >= 0 and labels.max() < len(classes)):

@@ -24,6 +24,7 @@ from adadfq_lab.equations import disagreement_entropy, normalized_entropy
 from adadfq_lab.errors import UserError
 from adadfq_lab.game.history import Column, History, Mark
 from adadfq_lab.machine.files import write_atomically
+from adadfq_lab.machine.reading import check_regular
 
 HALF = ("h_prime", "entropy")
 
@@ -84,6 +85,8 @@ def _write(path: Path, arrays: dict[str, Any], meta: dict[str, Any]) -> None:
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    if path.exists():
+        check_regular(path)
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adadfq_lab.data.class_names import in_order_of
 from adadfq_lab.data.image_sets import ImageSet
 from adadfq_lab.data.loading import load_data
 from adadfq_lab.errors import UserError
@@ -30,6 +31,7 @@ from adadfq_lab.integers.packing import ideal_bytes, pack, unpack
 from adadfq_lab.integers.runtimes import FLOAT_PRODUCTS, INTEGER_CONVS, INTEGER_PRODUCTS, Runtime, available, load
 from adadfq_lab.integers.trial import trial
 from adadfq_lab.machine.environment import import_extra
+from adadfq_lab.machine.reading import check_regular
 from adadfq_lab.machine.timing import cpu
 from adadfq_lab.student.layers import QuantConv2d
 from adadfq_lab.student.student import Student
@@ -53,6 +55,7 @@ class Verification:
     top1_student, top1_file:        percent of the images, None if they have no labels
     agreement:                      percent of the images for which the file and the student predict the same class
     agreement_teacher:              the same for the file and the teacher; None if the teacher is not at hand
+    student_teacher:                the same for the student and the teacher
     outside:                        percent of the images with pixels that the file's normalisation does not allow, and so cuts
     fault:                          where the file first computes something else than its student, "" if nowhere
     bytes, float_bytes:             of the file, and of the float32 network's weights and batch norms
@@ -72,6 +75,7 @@ class Verification:
     top1_file: float | None
     agreement: float
     agreement_teacher: float | None
+    student_teacher: float | None
     outside: float
     fault: str
     images: int
@@ -102,9 +106,10 @@ class Verification:
         scores = "" if self.top1_file is None else f"top-1 {self.top1_file:.2f} %, the student's {self.top1_student:.2f} %; "
         teacher = "not at hand; give it with teacher=P, or --teacher FILE"
         if self.agreement_teacher is not None:
-            teacher = (
-                f"the file has the teacher's class for {self.agreement_teacher:.2f} %, which ranks students but is not accuracy"
-            )
+            teacher = f"the file has the teacher's class for {self.agreement_teacher:.2f} %, "
+            teacher += f"the student for {self.student_teacher:.2f} %"
+            if self.top1_file is None:
+                teacher += "; this ranks students of one teacher and is not accuracy, which takes labelled images"
         rows = [
             (
                 "convolutions",
@@ -182,6 +187,7 @@ def verify(
         top1_file=None if known is None else _percent(by_file == known),
         agreement=_percent(by_student == by_file),
         agreement_teacher=_percent(by_teacher[0] == by_file) if by_teacher else None,
+        student_teacher=_percent(by_teacher[0] == by_student) if by_teacher else None,
         outside=_percent(torch.cat(outside)),
         fault=_fault(path, student, facts, first.clone()),
         images=len(by_file),
@@ -223,6 +229,7 @@ def read_facts(path: Path) -> Facts:
     """The facts in the file's metadata; raises UserError if it is missing, damaged or not written by `export_onnx`."""
     onnx, protobuf = import_extra("onnx"), import_extra("google.protobuf.message")
     try:
+        check_regular(path)
         model = onnx.load_model_from_string(path.read_bytes())
         if _external(model):
             raise UserError(f"{path} keeps tensors in other files, which no export does; it is not read")
@@ -312,7 +319,10 @@ def _batches(data: ImageSet | Tensor | None, facts: Facts) -> Iterator[tuple[Ten
     mean, std = (torch.tensor(moments).view(1, -1, 1, 1) for moments in (facts.mean or (0.0,), facts.std or (1.0,)))
     if data is None:
         pixels = torch.randint(256, (NOISE, *facts.shape), generator=torch.Generator().manual_seed(0))
-        data, source = normalize(pixels, mean, std), f"{NOISE} images of random pixels, for want of test images"
+        data, source = (
+            normalize(pixels, mean, std),
+            f"{NOISE} images of random pixels, which test the file, not how good the student is",
+        )
     data = data if isinstance(data, Tensor) else data.of_shape(facts.shape)
     images = data if isinstance(data, Tensor) else data.images
     if tuple(images.shape[1:]) != facts.shape or not len(images):
@@ -326,10 +336,9 @@ def _batches(data: ImageSet | Tensor | None, facts: Facts) -> Iterator[tuple[Ten
         raise UserError(
             "the file does not say how images are normalised; export it with its teacher, or give normalised images"
         )
-    if len(data.classes) != len(facts.classes):
-        raise UserError(f"{data.name} has {len(data.classes)} classes, the file {len(facts.classes)}; choose another data set")
+    data = in_order_of(data, facts.classes, "the file")
     for pixels, labels in data.batches(size):
-        yield normalize(pixels, mean, std), labels, data.source
+        yield normalize(pixels, mean, std), labels if data.labelled else None, data.source
 
 
 def _default_data(name: str) -> ImageSet | None:

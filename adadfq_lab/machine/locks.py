@@ -111,8 +111,11 @@ def held(path: Path) -> bool:
         if fcntl is None:
             with path.open("rb"), claimed(path) as free:
                 return not free
-        with path.open("rb") as file:  # a shared lock: those who ask at the same time do not see each other, nor need to write
+        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # if it is a FIFO, opening it does not wait
+        try:  # a shared lock: those who ask at the same time do not see each other, nor need to write
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        finally:
+            os.close(file)
     except FileNotFoundError:
         return False
     except OSError:

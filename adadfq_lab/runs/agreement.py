@@ -8,6 +8,7 @@ keeps of P's.
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +16,10 @@ from torch import Tensor
 
 from adadfq_lab.data.accuracy import Accuracy, agreement, share
 from adadfq_lab.data.image_sets import ImageSet
+from adadfq_lab.errors import UserError
 from adadfq_lab.game.game import Game
+from adadfq_lab.machine.reading import read_json
+from adadfq_lab.runs.log import number
 from adadfq_lab.student.student import Student
 
 CAUTION = "it ranks students of one teacher and is not accuracy, which takes labelled images"
@@ -50,6 +54,16 @@ def on_images(game: Game, plain: Student, data: ImageSet) -> Agreement:
     teacher = game.teacher
     found = [agreement(one, teacher, data, teacher.normalize) for one in (plain, game.student)]
     return Agreement(found[0], None, found[1], data.source)
+
+
+def measured(folder: Path) -> dict[str, Any] | None:
+    """Agreement on generated images as the result of the run in `folder` has it; None if it has none."""
+    path = folder / "result.json"
+    result = read_json(path) if path.is_file() else {}
+    found = result.get("agreement", {}).get("generated") if isinstance(result, dict) else None
+    if found and number(found.get("student")) is None:
+        raise UserError(f"{path} is damaged: its agreement is not a number")
+    return found
 
 
 @torch.no_grad()

@@ -52,7 +52,8 @@ class Quantized:
         if self.verification:
             v = self.verification
             verdict = "every convolution is computed on integers" if v.ok else "NOT every convolution is computed on integers"
-            checked = f"{v.file}: {verdict}; the same class as Q for {v.agreement:.2f} % of {v.source}; "
+            with_p = "" if v.agreement_teacher is None else f" and as P for {v.agreement_teacher:.2f} %"
+            checked = f"{v.file}: {verdict}; the same class as Q for {v.agreement:.2f} %{with_p} of {v.source}; "
             checked += f"{v.bytes:,} bytes, {100 * v.bytes / v.float_bytes:.0f} % of float32"
         else:
             checked = f"{self.exported.file} was not run, for want of onnxruntime"

@@ -17,6 +17,7 @@ from adadfq_lab.errors import UserError
 from adadfq_lab.game.game import Game
 from adadfq_lab.game.history import Column, History, Thinned
 from adadfq_lab.machine.files import write_atomically
+from adadfq_lab.machine.reading import read_json
 from adadfq_lab.runs.agreement import CAUTION
 from adadfq_lab.runs.config import read_config
 from adadfq_lab.runs.folder import last_checkpoint
@@ -146,8 +147,8 @@ def write_report(folder: Path, game: Game, teacher: Teacher, data: ImageSet | No
     """
     classes = data.classes if data is not None and data.labelled else teacher.info.classes
     history = as_history(iterate_records(folder / "records.jsonl"), len(classes))
-    result = json.loads((folder / "result.json").read_text())
-    config = json.loads((folder / "config.json").read_text())
+    result = read_json(folder / "result.json")
+    config = read_json(folder / "config.json")
     parts: list[Any] = _tables(result)
     for title, panels, reading in _figures(history, result):
         alt = f"{title}. {_words(panels)}"

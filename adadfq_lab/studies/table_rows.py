@@ -12,7 +12,7 @@ from adadfq_lab.errors import UserError
 from adadfq_lab.game.schedule import Schedule
 from adadfq_lab.machine.fields import build
 from adadfq_lab.machine.files import load_tensors, write_atomically
-from adadfq_lab.machine.reading import read_bytes
+from adadfq_lab.machine.reading import read_bytes, read_json
 from adadfq_lab.methods.registry import every_method, make_method
 from adadfq_lab.runs.config import RunConfig, read_config
 
@@ -151,7 +151,7 @@ def configurations(
 
 def row(folder: Path, budget: str) -> Row:
     """The row of the finished run in `folder`."""
-    config, result = read_config(folder / "config.json"), json.loads((folder / "result.json").read_text())
+    config, result = read_config(folder / "config.json"), read_json(folder / "result.json")
     if result["student"] is None:
         raise UserError(f"{folder} was measured on {result['source']}, without labels: it has no accuracy for a table")
     low, high = result["intervals"]["student"]

@@ -39,6 +39,7 @@ from adadfq_lab.data.image_sets import CLASSES, imagenet_classes
 from adadfq_lab.data.locations import cache_folder
 from adadfq_lab.errors import UserError
 from adadfq_lab.machine.files import digest, write_atomically
+from adadfq_lab.machine.reading import check_regular
 from adadfq_lab.teacher.networks import build_network
 from adadfq_lab.teacher.teacher import Teacher, TeacherInfo
 
@@ -193,6 +194,7 @@ def checkpoint(entry: Entry) -> bytes:
     folder = cache_folder()
     path = folder / entry.file
     if path.exists():
+        check_regular(path)
         content = path.read_bytes()
         if not entry.matches(content):
             raise UserError(f"{path} is damaged or another file (its checksum differs); remove it, to have it downloaded again")
@@ -200,6 +202,8 @@ def checkpoint(entry: Entry) -> bytes:
     archive = folder / entry.url.rsplit("/", 1)[-1]
     by_hand = archive.exists()
     _make_writable(folder)
+    if by_hand:
+        check_regular(archive)
     packed = archive.read_bytes() if by_hand else _download(entry, folder)
     content = _unpacked(packed, entry.file) if archive != path else packed
     if not entry.matches(content):

@@ -214,6 +214,10 @@ def test_trees_that_are_none_are_refused(tree, tmp_path):
     (tmp_path / "texts" / "red" / "a.txt").touch()
     with pytest.raises(UserError, match=r"^.*texts holds no images \(1 files, of which none is an image that Pillow reads\)"):
         load_data(str(tmp_path / "texts"))
+    for split in ("train", "Val"):
+        (tmp_path / "splits" / split / "red").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"splits holds Val, train, which are no classes; give one of them$"):
+        load_data(str(tmp_path / "splits"))
     (tmp_path / "outer").mkdir()
     tree.rename(tmp_path / "outer" / "val")
     with pytest.raises(UserError, match=r"^.*outer holds one folder only, which holds folders; give .*outer/val$"):

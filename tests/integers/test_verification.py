@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -134,7 +135,7 @@ def test_json_has_the_promised_keys_and_the_table_the_same_figures(exported):
 def test_without_images_there_is_noise_and_no_top1(exported):
     found = verify(exported.file, repeats=1)
     assert found.top1_file is None and found.top1_student is None and found.images == 256
-    assert "for want of test images" in found.table() and "top-1" not in found.table() and found.fault == ""
+    assert "not how good the student is" in found.table() and "top-1" not in found.table() and found.fault == ""
 
 
 @pytest.mark.parametrize("kind", [kind for kind in ODD if kind is not NormWithoutMemory], ids=lambda kind: kind.__name__)
@@ -215,13 +216,25 @@ def test_a_file_that_no_longer_computes_the_student_fails_and_says_so_first(expo
 def test_the_teacher_is_reported_beside_the_student(exported):
     """A student that learned nothing: its file has its own classes for all images, and the teacher's for few."""
     P = tiny_teacher()
+    Q = student_of(P)  # as in the fixture
     x = 2 * torch.rand(200, 1, 8, 8, generator=torch.Generator().manual_seed(1)) - 1
     assert "not at hand" in verify(exported.file, x, repeats=1).table()
     found = verify(exported.file, x, teacher=P, repeats=1)
-    with torch.no_grad():
+    with torch.no_grad(), Q.frozen():
         classes = torch.from_numpy(onnxruntime.InferenceSession(exported.file).run(None, {"images": x.numpy()})[0]).argmax(1)
         assert found.agreement_teacher == 100 * float((P(x).argmax(1) == classes).double().mean())
-    assert f"the teacher's class for {found.agreement_teacher:.2f} %" in found.table()
+        assert found.student_teacher == 100 * float((P(x).argmax(1) == Q(x).argmax(1)).double().mean())
+    assert f"the teacher's class for {found.agreement_teacher:.2f} %" in found.table() and "not accuracy" in found.table()
+
+
+def test_images_without_labels_or_with_classes_in_another_order_are_used_as_they_are_meant(exported):
+    """Unlabelled images give agreement only; labels that number the same names otherwise give the same accuracy."""
+    images = tiny_images(60)
+    found = verify(exported.file, images, repeats=1)
+    other = replace(images, labels=3 - images.labels, classes=images.classes[::-1])
+    assert verify(exported.file, other, repeats=1).top1_file == found.top1_file
+    bare = verify(exported.file, replace(images, classes=()), teacher=tiny_teacher(), repeats=1)
+    assert bare.top1_file is None and bare.agreement == found.agreement and bare.student_teacher is not None
 
 
 def test_images_normalised_in_another_way_are_said(exported):
@@ -377,10 +390,12 @@ def whole(tmp_path_factory) -> Path:
 
 
 def test_files_that_are_not_there_are_one_line(exported, tmp_path):
-    with pytest.raises(UserError, match="cannot read"):
+    with pytest.raises(UserError, match="there is no file"):
         verify(tmp_path / "none.onnx")
-    with pytest.raises(UserError, match="cannot read"):
-        verify(tmp_path)
+    os.mkfifo(tmp_path / "fifo.onnx")
+    for path, kind in ((tmp_path, "a folder"), (tmp_path / "fifo.onnx", "a FIFO")):
+        with pytest.raises(UserError, match=f"is {kind}; give a file"):
+            verify(path)
     assert exported.student is not None
     damaged = bytearray(exported.packed.read_bytes())
     damaged[-1] ^= 1
@@ -419,7 +434,7 @@ def test_images_that_do_not_fit_are_one_line(exported, tmp_path):
     with pytest.raises(UserError, match=r"takes images of shape \(1, 8, 8\), not 2 of \(3, 8, 8\)"):
         verify(exported.file, torch.zeros(2, 3, 8, 8))
     more = tiny_images(4)
-    with pytest.raises(UserError, match="has 2 classes, the file 4"):
+    with pytest.raises(UserError, match=r"classes apart; more has 2|are not those of the file"):
         verify(exported.file, ImageSet("more", "test", more.images, more.labels % 2, ("a", "b"), "4"))
     P = tiny_teacher()
     Q = student_of(P)

@@ -8,6 +8,7 @@ import pytest
 
 from adadfq_lab.errors import UserError, printable
 from adadfq_lab.machine.files import load_tensors
+from adadfq_lab.machine.locks import held
 from adadfq_lab.machine.reading import check_regular, read_bytes, read_json
 from adadfq_lab.runs.config import read_config
 from adadfq_lab.studies.tables import read_rows
@@ -79,3 +80,8 @@ def test_printable_text_holds_nothing_that_a_terminal_acts_on():
         assert printable(f"a{chr(code)}b").isprintable()
     assert printable("\x1b[31mλ ▁é\n") == "\\x1b[31mλ ▁é\\n"
     assert printable("a\nb\r", lines=True) == "a\nb\\r"
+
+
+def test_asking_for_a_lock_does_not_wait_for_a_fifo(tmp_path):
+    os.mkfifo(tmp_path / ".worker")
+    assert not held(tmp_path / ".worker")
