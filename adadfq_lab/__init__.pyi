@@ -36,6 +36,7 @@ from adadfq_lab.errors import UserError as UserError
 from adadfq_lab.fidelity import CHOICES as CHOICES
 from adadfq_lab.fidelity import Fidelity as Fidelity
 from adadfq_lab.game.dials import Dials as Dials
+from adadfq_lab.game.dials import play_turns as play_turns
 from adadfq_lab.game.game import Game as Game
 from adadfq_lab.game.history import History as History
 from adadfq_lab.game.history import Record as Record
@@ -109,6 +110,8 @@ from adadfq_lab.theory import decompose_bound as decompose_bound
 from adadfq_lab.theory import is_equilibrium as is_equilibrium
 from adadfq_lab.views import figures as figures
 from adadfq_lab.views import style as style
+from adadfq_lab.views.band import band_game as band_game
+from adadfq_lab.views.band import grid_explorer as grid_explorer
 from adadfq_lab.views.live import LiveRun as LiveRun
 from adadfq_lab.views.plane import plane_explorer as plane_explorer
 from adadfq_lab.views.style import show as show

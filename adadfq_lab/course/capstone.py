@@ -51,7 +51,9 @@ PARTS = (
 )  # fmt: skip
 """The exercises whose functions play."""
 CLOSE = 1e-4
-"""Relative difference up to which two losses of a round count as equal."""
+"""Relative difference up to which two terms of a round count as equal."""
+Terms = dict[str, float]
+"""band, balance and bns, which G minimises, and student, Q's loss; generator in place of the three if they are unknown."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +61,14 @@ class Capstone:
     """How the two games went; shows itself as a table.
 
     rounds:   (yours, library's) loss of G, then of Q, of each round
+    terms:    (yours, library's) terms of these losses, of each round
     accuracy: before, yours and the library's at the end
     borrowed: the functions that were the library's, each with the reason
     notes:    what had to be arranged so that both play the same game
     """
 
     rounds: list[tuple[tuple[float, float], tuple[float, float]]]
+    terms: list[tuple[Terms, Terms]]
     accuracy: tuple[Accuracy, Accuracy, Accuracy]
     own: tuple[str, ...]
     borrowed: dict[str, str]
@@ -72,8 +76,8 @@ class Capstone:
 
     @property
     def equal(self) -> int:
-        """The number of rounds, from the first, in which the losses of both players are equal."""
-        same = [all(abs(a - b) <= CLOSE * max(1.0, abs(b)) for a, b in pair) for pair in self.rounds]
+        """The number of rounds, from the first, in which every term is equal."""
+        same = [not _unequal(mine, theirs) for mine, theirs in self.terms]
         return same.index(False) if False in same else len(same)
 
     def lines(self) -> list[str]:
@@ -88,7 +92,8 @@ class Capstone:
             + ".",
             f"{self.equal} of {len(self.rounds)} rounds are equal."
             if whole
-            else f"The games part in round {self.equal + 1}: see which function of yours is only nearly right, or not smooth.",
+            else f"The games part in round {self.equal + 1}, in {' and '.join(_unequal(*self.terms[self.equal]))}: see which "
+            "function of yours is only nearly right, or not smooth.",
             f"Accuracy of Q on {mine.images} test images: {before.top1:.1f} % before; at the end {ends}.",
         ]
         return [*said, *self.notes]
@@ -131,22 +136,28 @@ def capstone(
     def measured(student: Student) -> Accuracy:
         return accuracy(student.float(), data, lambda raw: teacher.normalize(raw).float())  # float64 takes minutes here
 
-    before, played = measured(copy.deepcopy(library.student)), []
+    before, played, compared = measured(copy.deepcopy(library.student)), [], []
     for _ in range(rounds):
         state = library.random.get_state()
         z, y = library.draw()
         library.random.set_state(state)  # the library draws the same again
         with _names_are(table.names):
-            mine = table.round(z, y, library.bounds)
+            mine, own_terms = table.round(z, y, library.bounds)
         (record,) = library.play(1)
-        terms = {name: float(term) for name, term in record.terms.items()}
-        theirs = [
-            sum(value for name, value in terms.items() if name.startswith(player)) for player in ("generator.", "student.")
-        ]
-        played.append(((mine[0], theirs[0]), (mine[1], theirs[1])))
+        g = {name.removeprefix("generator."): float(term) for name, term in record.terms.items()}
+        q = sum(g.pop(name) for name in list(g) if name.startswith("student."))
+        played.append(((mine[0], sum(g.values())), (mine[1], q)))
+        parts_of_g = {"band": g["band"], "balance": g["ds"] + g["as"], "bns": g["bns"]}
+        whole = {"generator": sum(g.values())}
+        compared.append((own_terms, (whole if "generator" in own_terms else parts_of_g) | {"student": q}))
     borrowed = {name: part.borrowed for name, part in parts.items() if part.borrowed}
     ends = (before, measured(table.student), measured(library.student))
-    return Capstone(played, ends, tuple(name for name in PARTS if name not in borrowed), borrowed, tuple(notes))
+    return Capstone(played, compared, ends, tuple(name for name in PARTS if name not in borrowed), borrowed, tuple(notes))
+
+
+def _unequal(mine: Terms, theirs: Terms) -> list[str]:
+    """The terms that differ. Each is compared on its own: beside L_BNS, a wrong hinge would be within the tolerance."""
+    return [name for name, value in theirs.items() if not abs(mine[name] - value) <= CLOSE * abs(value) + 1e-9]
 
 
 @contextmanager
@@ -261,6 +272,8 @@ class _Table:
     def __init__(self, game: Game, parts: Mapping[str, Mine]) -> None:
         own = {name: part.function for name, part in parts.items()}
         self.names = _names(parts)
+        self._objective, self._seen = self.names["generator_objective"], list[Terms]()
+        self.names["generator_objective"] = self._watched
         self.play_round = None if parts["play_round"].borrowed else own["play_round"]
         self.teacher = copy.deepcopy(game.observed_teacher)
         self.student: Student = copy.deepcopy(game.student)
@@ -279,11 +292,21 @@ class _Table:
         learning = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
         self.optimizer_q = _Step(learning, own["student_step"], game.rates.student_lr, game.rates.weight_decay)
 
-    def round(self, z: Tensor, y: Tensor, bounds: Bounds) -> tuple[float, float]:
-        """One round; the losses of G and Q."""
+    def _watched(self, h_prime: Tensor, balance: Tensor, bns: Tensor, bounds: Bounds) -> Any:
+        """`generator_objective`, with a note of its terms: the band is what it adds to the two others."""
+        result = self._objective(h_prime, balance, bns, bounds)
+        whole, second, third = (float(torch.as_tensor(term).detach()) for term in (result, balance, bns))
+        self._seen.append({"band": whole - second - third, "balance": second, "bns": third})
+        return result
+
+    def round(self, z: Tensor, y: Tensor, bounds: Bounds) -> tuple[tuple[float, float], Terms]:
+        """One round; the losses of G and Q, and their terms if G's was computed by one `lab.generator_objective`."""
         players = (self.generator, self.teacher, self.student, self.optimizer_g, self.optimizer_q)
+        self._seen.clear()
         losses = (self.play_round or _borrowed_round)(*players, z, y, bounds)
-        return float(torch.as_tensor(losses[0]).detach()), float(torch.as_tensor(losses[1]).detach())
+        g, q = (float(torch.as_tensor(loss).detach()) for loss in losses)
+        terms = self._seen[0] if len(self._seen) == 1 else {"generator": g}
+        return (g, q), terms | {"student": q}
 
 
 def _borrowed_round(

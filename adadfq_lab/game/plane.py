@@ -20,6 +20,7 @@ from adadfq_lab.game.game import Game
 from adadfq_lab.game.schedule import Schedule
 from adadfq_lab.methods.adadfq import adadfq
 from adadfq_lab.methods.generators import Generator
+from adadfq_lab.methods.method import Method
 from adadfq_lab.student.quantize import quantize
 from adadfq_lab.teacher.teacher import Teacher, TeacherInfo
 
@@ -106,10 +107,13 @@ class PlaneGenerator(Generator):
         return points[:, :, None, None]
 
 
-def plane_game(dials: Dials = FREE, *, teacher: Teacher | None = None, bits: str = "2w5a", seed: int = 0) -> Game:
+def plane_game(
+    dials: Dials = FREE, *, teacher: Teacher | None = None, method: Method | None = None, bits: str = "2w5a", seed: int = 0
+) -> Game:
     """An AdaDFQ game in the plane, set to `dials`; Q's ranges are observed on 2,560 points of the spiral.
 
     teacher: `plane_teacher()` if not given, which trains for about a second
+    method:  `adadfq()` with other weights of L_ds and L_as, if any
     """
     teacher = teacher or plane_teacher()
     student = quantize(teacher, bits)
@@ -123,8 +127,9 @@ def plane_game(dials: Dials = FREE, *, teacher: Teacher | None = None, bits: str
     def build(teacher: Teacher, fidelity: Fidelity) -> Generator:
         return PlaneGenerator(torch.Generator().manual_seed(seed))
 
-    rates = dataclasses.replace(adadfq().rates, generator_lr=3e-3, student_lr=3e-3)
-    method = dataclasses.replace(adadfq(), build_generator=build, rates=rates)
+    method = method or adadfq()
+    rates = dataclasses.replace(method.rates, generator_lr=3e-3, student_lr=3e-3)
+    method = dataclasses.replace(method, build_generator=build, rates=rates)
     game = Game(teacher, student, method, seed=seed, schedule=Schedule(batch=128, warmup=0, observe=1))
     dials.turn(game)
     return game
@@ -141,6 +146,11 @@ class Field:
     h_prime: Tensor
     teacher: Tensor
     student: Tensor
+
+    @property
+    def agreement(self) -> float:
+        """The part of the square on which P and Q see the same class."""
+        return float((self.teacher.argmax(-1) == self.student.argmax(-1)).double().mean())
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from adadfq_lab.data.locations import stub_path
 from adadfq_lab.equations import disagreement_entropy, normalized_entropy
@@ -137,6 +137,12 @@ def load_grid() -> tuple[dict[str, Any], dict[str, Any]]:
     samples `h_prime` (6, 6, S) of the last rounds
     """
     return _read(stub_path("grid.npz"))
+
+
+def paper_region(lower: ArrayLike, upper: ArrayLike) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which of these lambda_l and lambda_u lie in the region of Fig. 4 that the paper calls optimal."""
+    low, high = np.asarray(lower, np.float64), np.asarray(upper, np.float64)
+    return low < 0.25, (high > 0.65) & (high < 0.95)
 
 
 def load_similarity() -> dict[str, Column]:

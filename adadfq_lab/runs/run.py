@@ -102,6 +102,9 @@ class Result:
             lost, back = self.teacher.top1 - self.plain.top1, self.student.top1 - self.plain.top1
             share = f"{100 * back / lost:.0f} % of the {lost:.1f} points lost were won back" if lost > 0 else "nothing was lost"
             lines += [f"{share}, {spent}; measured on {self.source}"]
+            if self.calibrated:
+                steps = self.calibrated.top1 - self.plain.top1, self.student.top1 - self.calibrated.top1
+                lines += [f"calibration changed {steps[0]:+.1f} points, learning {steps[1]:+.1f}"]
             if generated:
                 lines += [f"Q predicts what P does for {generated.student} of {generated.source}"]
         else:

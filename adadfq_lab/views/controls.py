@@ -1,16 +1,21 @@
 """What every widget of the course is: a box of labelled inputs over a chart that is drawn again when one of them changes.
 
 They work with ipywidgets 7.7 and 8, need no JavaScript of their own and can all be reached by keyboard. A page without widgets
-shows the chart as it was when the cell ran.
+shows the chart as it was when the cell ran; if the notebook is executed for such a page (ADADFQ_LAB_WAIT=1), it shows a film.
 """
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib import import_module
+from math import prod
 from typing import Any
 
-from adadfq_lab.machine.environment import NOTEBOOKS, import_extra
+from adadfq_lab.equations import Bounds
+from adadfq_lab.game.dials import Dials
+from adadfq_lab.machine.environment import NOTEBOOKS, import_extra, waits
 from adadfq_lab.views.axes import typeset
 from adadfq_lab.views.charts import as_images
 from adadfq_lab.views.renderers import widget_bundle
@@ -22,15 +27,35 @@ STYLE = {"description_width": "130px"}
 
 @dataclass
 class Control:
-    """A box of widgets. inputs: its sliders and buttons by name; output: the HTML widget they redraw."""
+    """A box of widgets. inputs: its sliders and buttons by name; output: the HTML widget they redraw.
+
+    film: makes HTML that can be scrubbed through without a kernel
+    """
 
     box: Any
     inputs: dict[str, Any]
     output: Any
+    film: Callable[[], str] | None = None
 
     def _ipython_display_(self) -> None:
-        still = {"text/html": as_images(self.output.value, TEXT), "text/plain": "a widget; it needs a running kernel"}
-        import_module("IPython.display").display(widget_bundle(self.box, still), raw=True)
+        display(self.box, self.output.value, self.film)
+
+    def over(self, name: str, values: Sequence[Any]) -> list[str]:
+        """What the output shows for each of `values` of one input; the input then has its old value again."""
+        one, shown = self.inputs[name], []
+        before = one.value
+        for value in values:
+            one.value = value
+            shown.append(self.output.value)
+        one.value = before
+        return shown
+
+
+def display(box: Any, picture: str, film: Callable[[], str] | None = None) -> None:
+    """Shows a box of widgets, and on pages without a kernel `picture`, or `film()` if the notebook is executed for them."""
+    still = film() if film is not None and waits() else as_images(picture, TEXT)
+    plain = {"text/html": still, "text/plain": "a widget; it needs a running kernel"}
+    import_module("IPython.display").display(widget_bundle(box, plain), raw=True)
 
 
 def ipywidgets() -> Any:
@@ -54,21 +79,99 @@ def control(title: str, inputs: Mapping[str, Any], draw: Callable[[], str]) -> C
     return made
 
 
-def toggle(name: str, options: Sequence[Any], value: Any) -> Any:
+def named(kind: Any, name: str) -> dict[str, Any]:
+    """Arguments that give a widget of `kind` its name as description, with indices typeset; ipywidgets 7 takes HTML unasked."""
+    asked = {"description_allow_html": True} if hasattr(kind, "description_allow_html") else {}
+    return {"description": typeset(name), "style": STYLE, "layout": WIDE, **asked}
+
+
+def toggle(name: str, options: Sequence[Any], value: Any, **more: Any) -> Any:
     """Buttons of which one is pressed; `options` as ipywidgets has them: values, or (label, value) pairs."""
-    return ipywidgets().ToggleButtons(
-        options=options, value=value, description=name, style={**STYLE, "button_width": "auto"}, layout=WIDE
-    )
+    kind = ipywidgets().ToggleButtons
+    settings = named(kind, name) | {"style": {**STYLE, "button_width": "auto"}}
+    return kind(options=options, value=value, **settings | more)
 
 
 def slider(name: str, value: float, low: float, high: float, step: float, **more: Any) -> Any:
     """A slider of whole numbers if `step` is one, else of reals; without `more` it reports its value when released."""
     w = ipywidgets()
     kind = w.IntSlider if isinstance(step, int) else w.FloatSlider
-    settings = {"value": value, "min": low, "max": high, "step": step, "description": name, "style": STYLE, "layout": WIDE}
-    return kind(**settings | {"continuous_update": False} | more)
+    settings = {"value": value, "min": low, "max": high, "step": step, "continuous_update": False, **named(kind, name)}
+    return kind(**settings | more)
+
+
+def dial_inputs(dials: Dials, step: float) -> dict[str, Any]:
+    """An input for each of the dials, set to `dials`; the bounds move in steps of `step`."""
+    more: dict[str, Any] = {"continuous_update": True, "layout": {"width": "330px"}}
+    floors, holds = [("zero", "zero"), ("the batch's", "batch")], [("held", False), ("learns", True)]
+    return {
+        "lower": slider("λ_l", dials.bounds.lower, 0.0, 0.95, step, **more),
+        "upper": slider("λ_u", dials.bounds.upper, 0.05, 1.0, step, **more),
+        "floor": toggle("H_min", floors, dials.floor, layout=more["layout"]),
+        "beta": slider("β, of L_bal", dials.beta, 0.0, 1.0, 0.05, **more),
+        "gamma": slider("γ, of L_BNS", dials.gamma, 0.0, 1.0, 0.05, **more),
+        "student": toggle("Q", holds, dials.student_learns, layout=more["layout"]),
+    }
+
+
+def read_dials(inputs: Mapping[str, Any]) -> Dials:
+    """What these inputs say; an upper bound at or below the lower one counts as just above it."""
+    lower, upper = (round(inputs[name].value, 4) for name in ("lower", "upper"))
+    bounds = Bounds(lower, max(upper, round(lower + 0.01, 4)))
+    return Dials(bounds, inputs["floor"].value, inputs["beta"].value, inputs["gamma"].value, inputs["student"].value)
 
 
 def status(words: str) -> str:
     """`words` as a paragraph that screen readers read out when it changes."""
     return f'<p role="status" aria-live="polite">{typeset(words)}</p>'
+
+
+# Films
+
+_SCRIPT = """(() => {
+const film = document.getElementById("%s"), words = %s;
+const inputs = [...film.querySelectorAll("input")], pictures = [...film.querySelectorAll(".adadfq-frame")];
+const show = () => {
+  let at = 0;
+  inputs.forEach((one, i) => {
+    at = at * words[i].length + Number(one.value);
+    one.setAttribute("aria-valuetext", words[i][one.value]);
+    one.nextElementSibling.textContent = words[i][one.value];
+  });
+  pictures.forEach((one, i) => { one.style.display = i === at ? "" : "none"; });
+};
+inputs.forEach(one => one.addEventListener("input", show));
+show();
+})();"""
+
+
+def film(axes: Mapping[str, Sequence[object]], pictures: Sequence[str], start: Sequence[int] | None = None) -> str:
+    """HTML with a slider for each of `axes`, over the picture that belongs to their positions.
+
+    axes:     what varies, and its values in order
+    pictures: one piece of HTML, such as an `<svg>`, for each combination; the last of the axes varies fastest
+    start:    the first positions, the middle of each axis if not given
+
+    Raises ValueError if there is not one picture for each combination.
+    """
+    lengths = [len(values) for values in axes.values()]
+    if prod(lengths) != len(pictures) or not pictures:
+        raise ValueError(f"{prod(lengths)} pictures are needed, not {len(pictures)}")
+    start = [length // 2 for length in lengths] if start is None else start
+    first = 0
+    for length, position in zip(lengths, start, strict=True):
+        first = first * length + position
+    name = "film-" + hashlib.sha256("".join(pictures).encode()).hexdigest()[:12]
+    words = [[f"{value:g}" if isinstance(value, float) else str(value) for value in values] for values in axes.values()]
+    sliders = "".join(
+        f'<label style="display:flex;gap:.6em;align-items:center;max-width:560px"><span>{typeset(axis)}</span>'
+        f'<input type="range" min="0" max="{len(said) - 1}" value="{at}" style="flex:1;min-width:0">'
+        f'<output style="min-width:3em">{escape(said[at])}</output></label>'
+        for axis, said, at in zip(axes, words, start, strict=True)
+    )
+    shown = "".join(
+        f'<div class="adadfq-frame"{"" if i == first else " style=display:none"}>{as_images(picture, TEXT)}</div>'
+        for i, picture in enumerate(pictures)
+    )
+    script = _SCRIPT % (name, json.dumps(words))
+    return f'<div id="{name}" class="adadfq-film">{sliders}{shown}<script>{script}</script></div>'

@@ -18,6 +18,7 @@ from torch import Tensor
 from adadfq_lab.data.accuracy import Accuracy
 from adadfq_lab.equations import Bounds
 from adadfq_lab.game.history import History, Record, Recorder
+from adadfq_lab.game.recordings import paper_region
 from adadfq_lab.student import quantizer
 from adadfq_lab.views import style
 from adadfq_lab.views.game_panels import band_panel, describe_lines, h_prime_panel, terms_panels
@@ -119,9 +120,9 @@ def histograms(
     for i, (name, values) in enumerate(groups.items()):
         flat = _array(values).reshape(-1)
         counts, _ = np.histogram(flat.clip(*limits), edges)
-        y = 100 * counts / len(flat)
-        pen = {"color": _SERIES.get(name, style.OKABE_ITO[i % 8]), "dash": style.DASHES[i % 6], "shape": "hvh"}
-        fig.add_scatter(x=(edges[:-1] + edges[1:]) / 2, y=y, mode="lines", name=name, line=pen)
+        y = [0, *(100 * counts / len(flat)), 0]  # the outline of the first and of the last bin is closed
+        pen = {"color": _SERIES.get(name, style.OKABE_ITO[i % 8]), "dash": style.DASHES[i % 6], "shape": "hv"}
+        fig.add_scatter(x=[edges[0], *edges], y=y, mode="lines", name=name, line=pen)
     if logarithmic:
         fig.update_yaxes(type="log")
     return fig
@@ -318,7 +319,10 @@ GRID_WORDS = {
 
 
 def grid_map(grid: Mapping[str, Any], quantity: str) -> go.Figure:
-    """A recorded quantity over the bounds, as Fig. 4(a): lambda_l upwards, lambda_u to the right, the value in each cell."""
+    """A recorded quantity over the bounds, as Fig. 4(a): lambda_l upwards, lambda_u to the right, the value in each cell.
+
+    The region that the paper calls optimal is outlined.
+    """
     title, digits = GRID_WORDS[quantity]
     values, lower, upper = (np.asarray(grid[name], np.float64) for name in (quantity, "lower", "upper"))
     known = values[np.isfinite(values)]
@@ -330,6 +334,9 @@ def grid_map(grid: Mapping[str, Any], quantity: str) -> go.Figure:
     fig.add_heatmap(z=values, x=names[0], y=names[1], text=text, texttemplate="%{text}", colorscale="Cividis", xgap=2, ygap=2)
     fig.update_xaxes(type="category")
     fig.update_yaxes(type="category")
+    rows, columns = (np.nonzero(inside)[0] for inside in paper_region(lower, upper))
+    ends = {"x0": columns[0] - 0.5, "x1": columns[-1] + 0.5, "y0": rows[0] - 0.5, "y1": rows[-1] + 0.5}
+    fig.add_shape(type="rect", line={"color": style.VERMILLION, "width": 3}, **ends)
     return fig
 
 

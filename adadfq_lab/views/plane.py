@@ -5,12 +5,12 @@ dials may be dragged at any time. `frames` keeps moments of a game for pages wit
 """
 
 import base64
+import copy
 import io
 import threading
 import time
 from collections.abc import Sequence
 from html import escape
-from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -22,9 +22,9 @@ from adadfq_lab.equations import Bounds, disagreement_entropy, normalized_entrop
 from adadfq_lab.game.dials import FREE, Dials
 from adadfq_lab.game.game import Game
 from adadfq_lab.game.plane import SIDE, Field, field, plane_game, plane_teacher
+from adadfq_lab.machine.environment import fast
+from adadfq_lab.methods.method import Method
 from adadfq_lab.views import controls
-from adadfq_lab.views.charts import as_images
-from adadfq_lab.views.renderers import widget_bundle
 from adadfq_lab.views.style import BOUND_COLOUR, INSIDE, PLAYER, TEXT
 
 WIDTH = 440  # pixels of the square's side
@@ -103,7 +103,7 @@ def plane_picture(
         f"The plane coloured by H over log C, from {values.min():.2f} to {values.max():.2f}. Of {len(entropy)} samples "
         f"{np.mean(below):.0%} lie below λ_l = {bounds.lower:g}, {np.mean(inside):.0%} between the walls, "
         f"{np.mean(above):.0%} above λ_u = {bounds.upper:g}. P and Q see the same class on "
-        f"{float((seen.teacher.argmax(-1) == seen.student.argmax(-1)).double().mean()):.0%} of the plane."
+        f"{seen.agreement:.0%} of the plane."
     )
     words = (
         (INSIDE, "between the walls"),
@@ -169,8 +169,8 @@ def samples(game: Game, count: int = POINTS) -> Floats:
 
 
 def frames(game: Game, rounds: int, every: int = 5) -> list[str]:
-    """Plays `rounds` rounds and returns a picture of every `every`-th: a film for pages without a kernel."""
-    return [moment(game) for record in game.play(rounds) if record.index % every == 0]
+    """Plays `rounds` rounds and returns a picture after every `every`-th of them: a film for pages without a kernel."""
+    return [moment(game) for number, _ in enumerate(game.play(rounds), 1) if number % every == 0]
 
 
 class PlaneExplorer:
@@ -180,19 +180,12 @@ class PlaneExplorer:
     beside the picture. `play(rounds)` plays in this thread, for scripts and tests.
     """
 
-    def __init__(self, dials: Dials = FREE, *, seed: int = 0) -> None:
-        self._teacher, self._seed = plane_teacher(), seed
+    def __init__(self, dials: Dials = FREE, *, method: Method | None = None, seed: int = 0) -> None:
+        self._teacher, self._method, self._seed = plane_teacher(), method, seed
         self._lock, self._running = threading.RLock(), threading.Event()
         self._before: Floats | None = None
         w = controls.ipywidgets()
-        narrow = {"width": "330px"}
-        self.inputs = {
-            "lower": controls.slider("λ_l", dials.bounds.lower, 0.0, 0.95, 0.01, continuous_update=True, layout=narrow),
-            "upper": controls.slider("λ_u", dials.bounds.upper, 0.05, 1.0, 0.01, continuous_update=True, layout=narrow),
-            "floor": controls.toggle("H_min", [("zero", "zero"), ("the batch's", "batch")], dials.floor),
-            "others": controls.slider("β and γ", dials.others, 0.0, 1.0, 0.05, continuous_update=True, layout=narrow),
-            "student": controls.toggle("Q", [("held", False), ("learns", True)], dials.student_learns),
-        }
+        self.inputs = controls.dial_inputs(dials, 0.01)
         self.buttons = {
             name: w.Button(description=text, layout={"width": "104px"})
             for name, text in (("play", "play"), ("again", "start again"), ("compare", "compare"))
@@ -200,7 +193,7 @@ class PlaneExplorer:
         self.output, self.status = w.HTML(layout={"flex": "1 1 420px", "min_width": "0"}), w.HTML()
         left = w.VBox([*self.inputs.values(), w.HBox(list(self.buttons.values())), self.status], layout={"width": "350px"})
         self.box = w.HBox([left, self.output], layout={"flex_flow": "row wrap", "width": "100%", "overflow": "hidden"})
-        self.game = plane_game(dials, teacher=self._teacher, seed=seed)
+        self.game = plane_game(dials, teacher=self._teacher, method=method, seed=seed)
         for control in self.inputs.values():
             control.observe(self._turned, names="value")
         self.buttons["play"].on_click(lambda _: self.pause() if self._running.is_set() else self.start())
@@ -210,10 +203,8 @@ class PlaneExplorer:
 
     @property
     def dials(self) -> Dials:
-        """What the controls say; an upper wall at or below the lower one stands just above it."""
-        lower, upper = self.inputs["lower"].value, self.inputs["upper"].value
-        bounds = Bounds(min(lower, 0.99), max(upper, min(lower, 0.99) + 0.01))
-        return Dials(bounds, self.inputs["floor"].value, self.inputs["others"].value, self.inputs["student"].value)
+        """What the controls say."""
+        return controls.read_dials(self.inputs)
 
     def play(self, rounds: int) -> None:
         """Plays `rounds` rounds with the dials as they stand, then draws."""
@@ -239,7 +230,7 @@ class PlaneExplorer:
         """A new game from the same seed, with the dials as they stand."""
         with self._lock:
             self._before = None
-            self.game = plane_game(self.dials, teacher=self._teacher, seed=self._seed)
+            self.game = plane_game(self.dials, teacher=self._teacher, method=self._method, seed=self._seed)
             self._draw()
 
     def compare(self) -> None:
@@ -264,11 +255,22 @@ class PlaneExplorer:
         self.output.value = moment(self.game, before=self._before)
         self.status.value = controls.status(f"round {self.game.index}")
 
+    @property
+    def agreement(self) -> float:
+        """The part of the square on which P and Q see the same class."""
+        return field(self.game).agreement
+
+    def film(self) -> str:
+        """The next rounds of a copy of this game, as pictures to scrub through without a kernel."""
+        game = copy.deepcopy(self.game)
+        begun, step = game.index, 2 if fast() else 12
+        pictures = [moment(game), *frames(game, 12 * step, step)]
+        return controls.film({"round": [begun + step * i for i in range(len(pictures))]}, pictures, (len(pictures) - 1,))
+
     def _ipython_display_(self) -> None:
-        still = {"text/html": as_images(self.output.value, TEXT), "text/plain": "a widget; it needs a running kernel"}
-        import_module("IPython.display").display(widget_bundle(self.box, still), raw=True)
+        controls.display(self.box, self.output.value, self.film)
 
 
-def plane_explorer(dials: Dials = FREE, *, seed: int = 0) -> PlaneExplorer:
+def plane_explorer(dials: Dials = FREE, *, method: Method | None = None, seed: int = 0) -> PlaneExplorer:
     """The game in the plane to play with: drag the walls and watch G's samples flow between them. See `PlaneExplorer`."""
-    return PlaneExplorer(dials, seed=seed)
+    return PlaneExplorer(dials, method=method, seed=seed)

@@ -29,7 +29,7 @@ from adadfq_lab.theory import decompose_bound
 from adadfq_lab.views import charts as svg
 from adadfq_lab.views import controls, game_panels
 from adadfq_lab.views.charts import Bars, Line, Panel, Rule, chart
-from adadfq_lab.views.controls import Control
+from adadfq_lab.views.controls import Control, film
 from adadfq_lab.views.live import LiveRun
 from adadfq_lab.views.style import BLUE, BOUND_COLOUR, BOUND_DASH, GREEN, GREY, INSIDE, OKABE_ITO, PLAYER, PLAYER_DASH
 
@@ -83,8 +83,8 @@ def bounds_explorer(
     w = controls.ipywidgets()
     start = bounds or (run.game.bounds if run is not None else Bounds())
     slider = w.FloatRangeSlider(
-        value=(start.lower, start.upper), min=0, max=1, step=0.05, description="λ_l and λ_u", readout_format=".2f",
-        continuous_update=False, style=controls.STYLE, layout=controls.WIDE,
+        value=(start.lower, start.upper), min=0, max=1, step=0.05, readout_format=".2f", continuous_update=True,
+        **controls.named(w.FloatRangeSlider, "λ_l and λ_u"),
     )  # fmt: skip
     inputs: dict[str, Any] = {"bounds": slider}
     if run is None:
@@ -117,7 +117,11 @@ def bounds_explorer(
         return band_chart(h_prime, now, title()) + controls.status(band_text(h_prime, now))
 
     control = controls.control("Bounds explorer", inputs, draw)
-    if run is not None:
+    if run is None:
+        low, high = [i / 10 for i in range(6)], [i / 10 for i in range(6, 11)]
+        pairs = [(a, b) for a in low for b in high]
+        control.film = lambda: film({"λ_l": low, "λ_u": high}, control.over("bounds", pairs), (1, 2))
+    else:
 
         def redraw(_: History) -> None:
             control.output.value = draw()
@@ -213,7 +217,9 @@ def quantizer_staircase(low: float = -0.6, high: float = 1.0) -> Control:
         ]
         return chart(panels, alt=words) + controls.status(words)
 
-    return controls.control("Quantizer staircase", inputs, draw)
+    control = controls.control("Quantizer staircase", inputs, draw)
+    control.film = lambda: film({"bits": range(2, 9)}, control.over("bits", range(2, 9)), (1,))
+    return control
 
 
 # 4. Images
@@ -250,7 +256,10 @@ def sample_gallery(recordings: Sequence[str | Recording] = GALLERY, classes: Seq
         rows = one.images[step].reshape(2, -1, *one.images.shape[2:])
         return svg.image(svg.montage(rows), alt=words) + f"<p>{escape(words)}</p>"
 
-    return controls.control("What G imagines", inputs, draw)
+    control = controls.control("What G imagines", inputs, draw)
+    kept = range(longest)
+    control.film = lambda: film({"snapshot": loaded[0].image_rounds}, control.over("step", kept), (longest - 1,))
+    return control
 
 
 # 5. Runs that were played before
@@ -272,6 +281,8 @@ def replay(recording: str | Recording = "adadfq_3w3a", *, step: int = 5) -> Cont
     control = controls.control(f"Recorded run: {facts}", {"rounds": slider}, draw)
     control.box.children = (control.box.children[0], play, *control.box.children[1:])
     control.inputs["play"] = play
+    ends = sorted({last, *range(20, last, 20)})
+    control.film = lambda: film({"rounds played": ends}, control.over("rounds", ends), (len(ends) - 1,))
     return control
 
 
@@ -305,7 +316,10 @@ def error_bound_explorer() -> Control:
         panel = Panel("Eq. (17)", "log10 n", "R(f_q) − R(f_r) is at most", lines, rules=here_rule, y_range=(0, 1.5))
         return chart([panel], alt=words, width=560, height=300) + controls.status(words)
 
-    return controls.control("The bound of Eq. (17)", inputs, draw)
+    control = controls.control("The bound of Eq. (17)", inputs, draw)
+    powers = [1 + i / 2 for i in range(11)]
+    control.film = lambda: film({"log10 n, samples": powers}, control.over("n", powers))
+    return control
 
 
 # 7. Methods side by side

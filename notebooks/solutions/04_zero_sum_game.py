@@ -22,7 +22,8 @@
 #
 # **Prerequisites.** H' and the adaptability (notebook 01), the generator and L_BNS (notebook 03).
 #
-# **Minutes.** 1 Value: 6 · 2 Moves and gains: 14 · 3 Live: 8 · 4 Does it sum to zero?: 8 · 5 Equilibrium: 5 · 6 AdaSG: 5
+# **Minutes.** 0 Two coins: 6 · 1 Value: 6 · 2 Moves and gains: 14 · 3 Live: 8 · 4 Does it sum to zero?: 8 · 5 Equilibrium: 5
+# · 6 AdaSG: 3
 #
 # | symbol | in code | what it is | source |
 # |---|---|---|---|
@@ -55,6 +56,38 @@ import adadfq_lab as lab
 lab.check_env()
 
 # %% [markdown]
+# ## 0 · Max and min, by two coins (6 minutes)
+# Matching pennies: G shows heads with probability p, Q with probability q; if the coins *differ*, Q pays one coin to G, else
+# G to Q. G's expected gain is v = -(2p - 1)(2q - 1). G climbs v, Q descends it, in turns. *Predict:* where do p and q come to
+# rest?
+
+# %%
+p, q, path = 0.7, 0.5, []
+for _ in range(200):
+    p = min(max(p - 0.1 * 2 * (2 * q - 1), 0), 1)  # G: up the slope of v in p
+    q = min(max(q + 0.1 * 2 * (2 * p - 1), 0), 1)  # Q: down the slope of v in q
+    path.append((p, q))
+coins = {"G": [p for p, _ in path], "Q": [q for _, q in path]}
+alt = "Two waves around one half, a quarter of a period apart, which do not die away."
+lab.show(lab.figures.curves(coins, range(200), title="Matching pennies", x="turn", y="probability of heads", alt=alt))
+
+# %% [markdown]
+# *Read it:* they chase each other around (1/2, 1/2) and never get there. That point is the equilibrium: nobody gains by moving
+# alone. Sums of gains are zero at every turn, and still nothing settles: *zero-sum* and *at rest* are two things.
+#
+# Now the plane of notebook 00 with the band wide open, once with Q held and once with Q learning. *Predict:* in which one will
+# P and Q be closer on G's samples after the same number of rounds?
+
+# %%
+for learns in (False, True):
+    dials = lab.Dials(lab.Bounds(0.1, 0.7), floor="zero", beta=0.0, gamma=0.0, student_learns=learns)
+    *_, last = lab.plane_game(dials).play(20 if lab.fast() else 200)
+    print(f"Q {'learns' if learns else 'is held'}: H_info of G's samples {last.entropy.mean():.3f} of at most 1.099 nats")
+
+# %% [markdown]
+# *Read it:* held, Q pays what G asks: the samples sit where the two disagree. When Q learns, it closes the gap wherever G has
+# just gone, and little is left: one number, pulled both ways.
+#
 # ## 1 · The value of the game (6 minutes)
 # Two players, one number. Eq. (4) takes the expected adaptability, E[1 - H'], over the images that G makes: G wants it large
 # (images that Q has something to learn from), Q wants it small (nothing left to learn).
@@ -75,8 +108,7 @@ print(f"{len(h_prime)} recorded images, 3-bit Q: the value of the game is {value
 # %% [markdown]
 # The images are recorded: a generator that had played 300 rounds of AdaDFQ made them, and P and several untrained students
 # looked at them. The recording holds the logits, so nothing has to be trained before you can compute.
-
-# %% [markdown]
+#
 # ### Exercise 1 ●○○ (2 minutes): the value of the game
 # Write Eq. (4) for a batch: `h_prime` has shape (N,), the answer is one number.
 
@@ -128,8 +160,7 @@ for record in game.play(2):
 # %% [markdown]
 # In the warm-up only G moves, so Δ_Q is exactly 0. Later both are of the size of a few hundredths of a nat, out of log 10 =
 # 2.30 nats that two networks can be apart.
-
-# %% [markdown]
+#
 # ### Exercise 2 ●●○ (4 minutes): the gains
 # Given H_info of the batch before the round, after G's step and after Q's, each of shape (N,) in nats, return (Δ_G, Δ_Q).
 
@@ -286,8 +317,7 @@ print(f"of what G minimises, L_BNS is {history['generator.bns'][late].mean() / b
 # *Read it:* both losses fall, and that alone makes their correlation positive: two trends in the same direction. From round to
 # round hardly any correlation is left, neither positive nor the -1 of a zero-sum game: most of what G minimises does not
 # concern Q.
-
-# %% [markdown]
+#
 # ## 5 · An equilibrium (5 minutes)
 # Eq. (5): at (θ_g*, θ_q*) no other G raises the value, and no other Q lowers it.
 #
@@ -319,9 +349,8 @@ print("at rest, if Q might have more bits:", lab.is_equilibrium(values["3 bits"]
 # It is not: against the same generator, the 8-bit student reaches a lower value. Eq. (5) asks less: its Θ_q holds students of
 # the same 3 bits only, and finding the best of them would take a training of its own. Nobody has shown that AdaDFQ's training
 # reaches an equilibrium, in theory or by measurement; "until reaching a Nash equilibrium" in the paper is a hope, not a result.
-
-# %% [markdown]
-# ## 6 · AdaSG, the game without the fine print (5 minutes)
+#
+# ## 6 · AdaSG, the game without the fine print (3 minutes)
 # AdaSG, the predecessor, has the same trainer with other constants: λ_l = 0.3 instead of 0.1, and disagreement and agreement
 # weighted alike. `lab.adasg()` says exactly that.
 
@@ -336,13 +365,6 @@ lab.show(lab.figures.histograms(h_of, title="H' after 150 rounds", x="H'", limit
 # *Read it:* AdaSG asks for fewer samples below 0.3 and has a few *more* than AdaDFQ. The hinge hardly moves H' (notebook 06
 # asks why), so the two distributions are close, and so are the two methods in Table 2 of the paper: at most 2.1 points apart
 # in any row.
-
-# %% tags=["figure"]
-lab.replay("adadfq_3w3a")
-
-# %% [markdown]
-# *Read it:* drag through the recorded run: in the warm-up G moves alone and Q's accuracy comes from observed ranges only;
-# from round 60 both move, and H_info creeps towards log C as Q learns what G makes.
 
 # %%
 lab.quiz("04")

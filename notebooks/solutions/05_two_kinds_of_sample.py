@@ -22,7 +22,7 @@
 #
 # **Prerequisites.** p_ds and H' (notebook 01), the game (notebook 04).
 #
-# **Minutes.** 1 Two definitions: 6 · 2 Eq. (6): 8 · 3 Eq. (7)-(9): 10 · 4 Which way they pull: 8 · 5 Ablation: 8 · 6 Live: 5
+# **Minutes.** 1 Two definitions: 6 · 2 Eq. (6): 8 · 3 Eq. (7)-(9): 13 · 4 Which way they pull: 8 · 5 Ablation: 8 · 6 Live: 5
 #
 # | symbol | in code | what it is | source |
 # |---|---|---|---|
@@ -118,7 +118,7 @@ def loss_ds(z_p, z_q, y):
 lab.check.loss_ds(loss_ds)
 
 # %% [markdown]
-# ## 3 · L_as and the balance (10 minutes)
+# ## 3 · L_as and the balance (13 minutes)
 # Eq. (7) adds the logits instead: p_as = softmax(z_p + z_q) is certain where *both* are. Eq. (8) asks that it be class y.
 
 # %% [markdown]
@@ -159,6 +159,31 @@ def loss_balance(z_p, z_q, y):
 
 # %%
 lab.check.loss_balance(loss_balance)
+
+# %% [markdown]
+# ### What they do, in the plane
+# The plane of notebook 00, Q held still, and G with nothing but the hinge and L_bal. *Predict* before you run the next cell:
+# with which losses do G's samples land in the class asked for? With which are most of them disagreement samples?
+
+# %%
+plane = {}
+for name, weights in {"L_ds": (1.0, 0.0), "L_as": (0.0, 1.0), "L_bal": (0.2, 0.1)}.items():
+    method = lab.adadfq(alpha_ds=weights[0], alpha_as=weights[1])
+    plane[name] = lab.plane_explorer(lab.Dials(gamma=0.0, student_learns=False), method=method)
+    plane[name].play(10 if lab.fast() else 120)
+    game, asked = plane[name].game, torch.arange(300) % 3
+    x = game.generate(asked)
+    of_p, of_q = game.teacher(x).argmax(1), game.student(x).argmax(1)
+    right, kind = (of_p == asked).float().mean(), ((of_p == asked) & (of_q != asked)).float().mean()
+    print(f"{name:5}: P sees the class asked for in {right:4.0%} of the samples; {kind:4.0%} are disagreement samples")
+
+# %% tags=["figure"]
+plane["L_bal"]
+
+# %% [markdown]
+# *Read it:* L_ds alone leaves the class to chance: P's advantage over Q may be in class y while both see another. L_as is
+# what makes classes. Together they send samples to borders that Q has in the wrong place: look where the dots lie. Replace
+# "L_bal" by another name to see the others.
 
 # %% [markdown]
 # ## 4 · Which way they pull (8 minutes)

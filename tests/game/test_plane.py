@@ -42,8 +42,8 @@ def test_the_teacher_knows_the_spiral(teacher):
 
 def test_samples_follow_the_walls_when_nothing_else_pulls(teacher):
     """With the floor at zero, no other terms and Q held, nine samples in ten end between the walls; Q that learns undoes it."""
-    assert share_inside(plane_game(Dials(WALLS, "zero", 0.0, student_learns=False), teacher=teacher)) > 0.9
-    assert share_inside(plane_game(Dials(WALLS, "zero", 0.0, student_learns=True), teacher=teacher)) < 0.1
+    assert share_inside(plane_game(Dials(WALLS, "zero", 0.0, 0.0, student_learns=False), teacher=teacher)) > 0.9
+    assert share_inside(plane_game(Dials(WALLS, "zero", 0.0, 0.0, student_learns=True), teacher=teacher)) < 0.1
 
 
 def test_dials_turn_between_rounds(teacher):

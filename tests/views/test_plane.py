@@ -34,7 +34,7 @@ def test_walls_and_dials_count_while_it_stands_and_while_it_plays(explorer):
     assert explorer.output.value != before and explorer.game.bounds == Bounds(0.6, 0.7)
     explorer.inputs["upper"].value = 0.3
     assert explorer.game.bounds == Bounds(0.6, 0.61)
-    explorer.inputs["others"].value, explorer.inputs["upper"].value = 1.0, 0.9
+    explorer.inputs["gamma"].value, explorer.inputs["upper"].value = 1.0, 0.9
     (record,) = explorer.game.play(1)
     assert "generator.bns" in record.terms
     explorer.compare()
