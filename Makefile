@@ -60,7 +60,7 @@ lab: $(VENV)/.dev  ## open JupyterLab, on this machine only
 	$(BIN)/jupyter lab $(ROOT) $(ARGS)
 
 dashboard: $(VENV)/.dashboard  ## the bounds explorer as a web page of its own, on this machine only
-	$(BIN)/python -m adadfq_lab.views.dashboard $(ARGS)
+	$(BIN)/python -m adadfq_lab.course.dashboard $(ARGS)
 
 workshop: $(VENV)/.dev  ## build/workshop.zip: wheel, students' notebooks, constraints; installs from a package registry
 	rm -rf build/workshop build/workshop.zip && mkdir -p build/workshop

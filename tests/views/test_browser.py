@@ -365,7 +365,7 @@ def test_the_dashboard_is_a_page_of_its_own():
     from playwright.sync_api import sync_playwright
 
     url = f"http://127.0.0.1:{(port := free_port())}/"
-    command = [sys.executable, "-m", "adadfq_lab.views.dashboard", "--no-browser", f"--port={port}", "--token=tested"]
+    command = [sys.executable, "-m", "adadfq_lab.course.dashboard", "--no-browser", f"--port={port}", "--token=tested"]
     server = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         with sync_playwright() as playwright:

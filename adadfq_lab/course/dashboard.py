@@ -1,4 +1,4 @@
-"""The bounds explorer, a recorded run and the images of G as a web page: `python -m adadfq_lab.views.dashboard`.
+"""The bounds explorer, a recorded run and the images of G as a web page: `python -m adadfq_lab.course.dashboard`.
 
 Voila serves the notebook `dashboard.ipynb` on this machine only, to whoever has the token in the address that is printed. Each
 visit starts a kernel. A kernel without a page is ended after ten minutes, or earlier if its place is needed; when all places

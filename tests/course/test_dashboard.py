@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from adadfq_lab.views.dashboard import limited_kernels
+from adadfq_lab.course.dashboard import limited_kernels
 
 pytest.importorskip("jupyter_server", reason="needs the extra `notebooks`")
 
