@@ -6,6 +6,7 @@ depends on the game. On unlabelled photographs of the kind that P was trained on
 keeps of P's.
 """
 
+import copy
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,13 +68,20 @@ def measured(folder: Path) -> dict[str, Any] | None:
 
 
 @torch.no_grad()
-def on_generated(game: Game, plain: Student, calibrated: Student) -> Agreement:
+def on_generated(game: Game, plain: Student) -> Agreement:
     """Agreement with P on held-out images of G as it is now: 1,024 small ones, fewer large ones.
 
-    The ranges of `calibrated` are observed on other new images of G. The game is not changed.
+    plain: the untrained student; its copy `calibrated` observes its ranges anew, on other new images of G
+
+    The game is not changed.
     """
     count = max(128, min(1024, 2**24 // math.prod(game.teacher.info.input_shape[1:])))
-    _observe(calibrated, [_images(game, i) for i in range(OBSERVED)])
+    calibrated = copy.deepcopy(plain)
+    for activation in calibrated.activations().values():
+        activation.range.reset()
+    with calibrated.observed():
+        for i in range(OBSERVED):
+            calibrated(_images(game, i))
     hits: list[list[Tensor]] = [[], [], []]
     with game.student.frozen(), plain.frozen(), calibrated.frozen():
         for i in range(count // BATCH):
@@ -91,13 +99,6 @@ def _images(game: Game, number: int) -> Tensor:
     seed = (game.seed + _NEW + (number << 20)) % 2**63
     labels = torch.randint(game.classes, (BATCH,), generator=torch.Generator().manual_seed(seed))
     return game.generate(labels, seed=seed).contiguous(memory_format=torch.channels_last)
-
-
-def _observe(student: Student, batches: list[Tensor]) -> None:
-    student.observing = True
-    for batch in batches:
-        student(batch)
-    student.observing = False
 
 
 def chance(teacher: Accuracy, classes: int) -> str:

@@ -39,7 +39,6 @@ from adadfq_lab.runs.config import RunConfig, offer
 from adadfq_lab.runs.folder import _claimed, checkpoints, resumed, round_of, save_checkpoint
 from adadfq_lab.runs.log import RecordLog
 from adadfq_lab.runs.players import build_game, build_student, images_of, observe_noise
-from adadfq_lab.student.student import Student
 from adadfq_lab.student.student_files import save_student
 from adadfq_lab.teacher.teacher import Teacher
 from adadfq_lab.teacher.teacher_files import load_teacher, save_teacher
@@ -225,11 +224,11 @@ def _play(
         print(f"adadfq: {printable(log.trouble)}", file=sys.stderr)
     labelled = data if data is not None and data.labelled else None
     measured: dict[str, Accuracy] = {}
+    plain = build_student(teacher, config).to(game.device)
+    observe_noise(plain, teacher.info.input_shape, seed=config.seed)
     if labelled is not None:
-        measured = {
-            "teacher": accuracy(teacher, labelled, teacher.normalize),
-            "plain": accuracy(_plain(game, config), labelled, teacher.normalize),
-        }
+        players = {"teacher": teacher, "plain": plain}
+        measured = {name: accuracy(player, labelled, teacher.normalize) for name, player in players.items()}
     note = chance(measured["teacher"], game.classes) if measured else ""
     if note and not quiet:
         tqdm.write(f"adadfq: {note}", file=sys.stderr)
@@ -268,8 +267,7 @@ def _play(
         log.close()
     if labelled is not None:
         student = student or accuracy(game.student, labelled, teacher.normalize)
-    plain = _plain(game, config)
-    agreement = {"generated": on_generated(game, plain, build_student(teacher, config).to(game.device))}
+    agreement = {"generated": on_generated(game, plain)}
     if data is not None and labelled is None:
         agreement = {"images": on_images(game, plain, data)} | agreement
     result = Result(
@@ -311,13 +309,6 @@ def _lost(game: Game, folder: Path) -> str:
     lost = game.index - round_of(found[-1])
     what = f"the last {lost:,} rounds are lost" if lost > 1 else "the last round is lost" if lost else "no round is lost"
     return f"{what}; continue with: adadfq train --resume {folder}"
-
-
-def _plain(game: Game, config: RunConfig) -> Student:
-    """Q before the first round, its ranges observed on noise."""
-    plain = build_student(game.teacher, config).to(game.device)
-    observe_noise(plain, game.teacher.info.input_shape, seed=config.seed)
-    return plain
 
 
 def _live(record: Record, latest: Accuracy | None) -> str:

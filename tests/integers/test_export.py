@@ -5,7 +5,6 @@ ONNX Runtime is the oracle for what the nodes mean; `run_integer`, which is prov
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -13,7 +12,6 @@ import torchvision
 from helpers.live_games import tiny_teacher
 from helpers.networks import (
     CHANNELS,
-    ODD,
     SIDE,
     Grouped,
     LeftFloat,
@@ -23,6 +21,7 @@ from helpers.networks import (
     ThirdPartyResNet20,
     randomize,
 )
+from helpers.students import SHAPE, every_network, student_of
 from torch import Tensor, nn
 
 from adadfq_lab.errors import UserError
@@ -31,23 +30,12 @@ from adadfq_lab.integers.inference import run_integer
 from adadfq_lab.integers.layers import to_integers
 from adadfq_lab.integers.packing import unpack
 from adadfq_lab.integers.runtimes import load
-from adadfq_lab.runs.players import observe_noise
 from adadfq_lab.student.quantize import quantize
-from adadfq_lab.student.student import Student
 from adadfq_lab.student.student_files import load_student
 from adadfq_lab.teacher.teacher_files import load_teacher
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
-
-SHAPE = (CHANNELS, SIDE, SIDE)
-WITH_INTEGERS = [kind for kind in ODD if kind is not NormWithoutMemory]
-
-
-def student_of(network: nn.Module, bits: str = "3w3a", shape: tuple[int, int, int] = SHAPE, **options: Any) -> Student:
-    Q = quantize(network, bits, **options)
-    observe_noise(Q, shape, batches=2, batch=8)
-    return Q
 
 
 def run_file(path: Path, x: Tensor) -> Tensor:
@@ -64,8 +52,7 @@ def near(actual: Tensor, expected: Tensor) -> float:
 # What the file computes
 
 
-@pytest.mark.parametrize("bits", ["2w2a", "3w3a", "5w8a", "8w3a", "8w8a"])
-@pytest.mark.parametrize("kind", WITH_INTEGERS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(("kind", "bits"), every_network(["3w3a", "8w8a"], seldom=["2w2a", "5w8a", "8w3a"]))
 def test_every_spelling_runs_on_integers(kind, bits, generator, tmp_path):
     """However a network is written, ONNX Runtime executes no float convolution of it and gives the integer network's logits."""
     Q = student_of(randomize(kind(), generator), bits)
@@ -265,8 +252,7 @@ def test_without_the_package_onnx_there_is_a_line_on_what_to_install(generator, 
 # The form for other runtimes
 
 
-@pytest.mark.parametrize("bits", ["2w2a", "3w3a", "8w3a", "8w8a"])
-@pytest.mark.parametrize("kind", WITH_INTEGERS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(("kind", "bits"), every_network(["3w3a", "8w8a"], seldom=["2w2a", "8w3a"]))
 def test_qcdq_is_fused_whatever_the_spelling(kind, bits, generator, tmp_path):
     """No float convolution is left, and the file is near the integer network: as near as outputs of 8 bits are."""
     Q = student_of(randomize(kind(), generator), bits)

@@ -12,8 +12,6 @@ import torchvision
 from helpers.networks import (
     CHANNELS,
     CLASSES,
-    ODD,
-    SIDE,
     Grouped,
     LeftFloat,
     NoNorm,
@@ -26,6 +24,7 @@ from helpers.networks import (
     ThirdPartyResNet20,
     randomize,
 )
+from helpers.students import SHAPE, WITH_INTEGERS, every_network, student_of
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -35,21 +34,11 @@ from adadfq_lab.data.loading import load_data
 from adadfq_lab.errors import UserError
 from adadfq_lab.integers.inference import compare_layers, convolve, run_integer, split_planes
 from adadfq_lab.integers.layers import Integers, to_integers
-from adadfq_lab.runs.players import observe_noise
 from adadfq_lab.student.layers import QuantConv2d
 from adadfq_lab.student.quantize import quantize
 from adadfq_lab.student.quantizer import quant_range
 from adadfq_lab.student.student import Student
 from adadfq_lab.teacher.teacher_files import load_teacher
-
-SHAPE = (CHANNELS, SIDE, SIDE)
-WITH_INTEGERS = [kind for kind in ODD if kind not in (NormWithoutMemory,)]
-
-
-def student_of(network: nn.Module, bits: str = "3w3a", shape: tuple[int, int, int] = SHAPE, **options: Any) -> Student:
-    Q = quantize(network, bits, **options)
-    observe_noise(Q, shape, batches=2, batch=8)
-    return Q
 
 
 def images(generator: torch.Generator, n: int = 4, shape: tuple[int, int, int] = SHAPE) -> Tensor:
@@ -135,7 +124,7 @@ def test_inputs_are_named_by_the_grid_they_come_on(generator):
         (torch.zeros(SHAPE), 24, "images must be"),
         (torch.zeros(1, *SHAPE, dtype=torch.uint8), 24, "normalised"),
         (torch.full((1, *SHAPE), math.nan), 24, "finite"),
-        (torch.zeros(1, CHANNELS + 1, SIDE, SIDE), 24, "does not take images of shape"),
+        (torch.zeros(1, SHAPE[0] + 1, *SHAPE[1:]), 24, "does not take images of shape"),
         (torch.zeros(1, *SHAPE), 12, "input_bits must be 8, 16 or 24, not 12"),
     ],
 )
@@ -270,8 +259,7 @@ def test_planes_of_eight_bits_add_up(bits, generator):
 # The whole network
 
 
-@pytest.mark.parametrize("bits", ["2w2a", "3w3a", "5w4a", "8w8a"])
-@pytest.mark.parametrize("kind", WITH_INTEGERS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(("kind", "bits"), every_network(["3w3a", "8w8a"], seldom=["2w2a", "5w4a"]))
 def test_the_integer_network_is_the_student(kind, bits, generator):
     """With every layer input on a grid, in float64, integers give Q's logits to 1e-9."""
     Q = student_of(randomize(kind(), generator), bits, every_input=True).double()

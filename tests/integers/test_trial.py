@@ -1,10 +1,12 @@
 """The guard of an export: a file that computes something else than its student is found, named and not left behind."""
 
+import math
 from pathlib import Path
 
 import pytest
 import torch
-from helpers.networks import CHANNELS, SIDE, ResidualAdd, randomize
+from helpers.networks import ResidualAdd, randomize
+from helpers.students import SHAPE, student_of
 from torch import Tensor, nn
 
 from adadfq_lab.errors import UserError
@@ -14,21 +16,16 @@ from adadfq_lab.integers.layers import to_integers
 from adadfq_lab.integers.onnx_file import operations as onnx_operations
 from adadfq_lab.integers.operations import operations
 from adadfq_lab.integers.trial import Trial, trial
-from adadfq_lab.runs.players import observe_noise
 from adadfq_lab.student.quantize import quantize
 from adadfq_lab.student.student import Student
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-SHAPE = (CHANNELS, SIDE, SIDE)
-
 
 @pytest.fixture
 def student(generator) -> Student:
-    Q = quantize(randomize(ResidualAdd(), generator), "4w4a")
-    observe_noise(Q, SHAPE, batches=2, batch=8)
-    return Q
+    return student_of(randomize(ResidualAdd(), generator), "4w4a")
 
 
 def tried(path: Path, Q: Student, x: Tensor) -> Trial:
@@ -94,5 +91,5 @@ def test_forms_that_round_more_are_said_to(form, input_bits, student, tmp_path):
 
 
 def test_a_student_without_activations_is_compared_by_its_logits(generator, tmp_path):
-    Q = quantize(nn.Sequential(nn.Flatten(), nn.Linear(CHANNELS * SIDE * SIDE, 3)), "4w4a")
+    Q = quantize(nn.Sequential(nn.Flatten(), nn.Linear(math.prod(SHAPE), 3)), "4w4a")
     assert "0 of 0 codes differ" in export_onnx(Q, tmp_path / "q.onnx", shape=SHAPE).notes[0]

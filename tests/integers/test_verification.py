@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.live_games import tiny_images, tiny_teacher
-from helpers.networks import CHANNELS, ODD, SIDE, NormWithoutMemory, ThirdPartyResNet20, randomize
+from helpers.networks import CHANNELS, SIDE, ThirdPartyResNet20, randomize
+from helpers.students import WITH_INTEGERS
+from helpers.students import student_of as observed_student
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -24,7 +26,6 @@ from adadfq_lab.integers.export import Exported, export_onnx, sidecar
 from adadfq_lab.integers.float_network import float_network
 from adadfq_lab.integers.packing import pack
 from adadfq_lab.integers.verification import verify
-from adadfq_lab.runs.players import observe_noise
 from adadfq_lab.student.quantize import quantize
 from adadfq_lab.student.student import Student
 from adadfq_lab.teacher.teacher import Teacher, wrap_teacher
@@ -35,9 +36,7 @@ onnxruntime = pytest.importorskip("onnxruntime")
 
 
 def student_of(teacher: Teacher, bits: str = "3w3a") -> Student:
-    Q = quantize(teacher, bits)
-    observe_noise(Q, teacher.info.input_shape, batches=2, batch=8)
-    return Q
+    return observed_student(teacher, bits, teacher.info.input_shape)
 
 
 @pytest.fixture
@@ -138,7 +137,7 @@ def test_without_images_there_is_noise_and_no_top1(exported):
     assert "not how good the student is" in found.table() and "top-1" not in found.table() and found.fault == ""
 
 
-@pytest.mark.parametrize("kind", [kind for kind in ODD if kind is not NormWithoutMemory], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", WITH_INTEGERS, ids=lambda kind: kind.__name__)
 def test_the_float_network_is_the_one_the_student_was_made_from(kind, generator):
     """What the file is timed against has the teacher's weights, batch norms and ReLUs: the same logits."""
     network = randomize(kind(), generator)

@@ -37,9 +37,12 @@ def teacher(network: nn.Module, side: int = 8) -> Teacher:
     return wrap_teacher(network, input_shape=(3, side, side), classes=4, mean=(0.5,) * 3, std=(0.25,) * 3)
 
 
-@pytest.mark.parametrize(("make", "side"), [(Mixed, 8), (lambda: models.resnet18(num_classes=4), 32),
-                                            (lambda: models.mobilenet_v3_small(num_classes=4), 32),
-                                            (lambda: models.efficientnet_b0(num_classes=4), 32)])  # fmt: skip
+@pytest.mark.parametrize(("make", "side"), [
+    (Mixed, 8),
+    (lambda: models.mobilenet_v3_small(num_classes=4), 32),
+    pytest.param(lambda: models.resnet18(num_classes=4), 32, marks=pytest.mark.slow),
+    pytest.param(lambda: models.efficientnet_b0(num_classes=4), 32, marks=pytest.mark.slow),
+])  # fmt: skip
 def test_a_network_of_ones_own_is_saved_and_loaded(make, side, tmp_path, generator):
     """load_teacher gives the same logits to the bit; a student made of either is the same, and saved again so is the file."""
     P = teacher(make(), side)
