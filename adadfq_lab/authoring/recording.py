@@ -35,7 +35,7 @@ SCHEDULE = Schedule(batch=16, warmup=60, observe=100, student_lr=1e-3)
 
 
 @dataclass(frozen=True)
-class Plan:
+class RecordingPlan:
     """What a recorded run plays.
 
     student_lr: GDFQ's loss is steeper, and at AdaDFQ's rate here its Q dies within 30 rounds
@@ -52,19 +52,19 @@ class Plan:
     averaged: bool = False
 
 
-RUNS: dict[str, Plan] = {
-    "adadfq_3w3a": Plan("adadfq", "3w3a"),
-    "adadfq_averaged": Plan("adadfq", "3w3a", gallery=False, averaged=True),
-    "adadfq_4w4a": Plan("adadfq", "4w4a", rounds=150, gallery=False),
-    "adadfq_5w5a": Plan("adadfq", "5w5a", rounds=150),
-    "gdfq_3w3a": Plan("gdfq", "3w3a", student_lr=1e-4),
-    "gdfq_5w5a": Plan("gdfq", "5w5a", student_lr=1e-4, rounds=150),
-    "adasg_3w3a": Plan("adasg", "3w3a", rounds=150, gallery=False),
-    "no_as_3w3a": Plan("adadfq", "3w3a", {"alpha_as": 0.0}, rounds=150),
-    "no_ds_3w3a": Plan("adadfq", "3w3a", {"alpha_ds": 0.0}, rounds=150),
-    "no_bal_3w3a": Plan("adadfq", "3w3a", {"beta": 0.0}, rounds=150, gallery=False),
-    "no_band_3w3a": Plan("adadfq", "3w3a", {"lower": 0.0, "upper": 1.0}, rounds=150, gallery=False),
-    "no_bns_3w3a": Plan("adadfq", "3w3a", {"gamma": 0.0}, rounds=150, gallery=False),
+RUNS: dict[str, RecordingPlan] = {
+    "adadfq_3w3a": RecordingPlan("adadfq", "3w3a"),
+    "adadfq_averaged": RecordingPlan("adadfq", "3w3a", gallery=False, averaged=True),
+    "adadfq_4w4a": RecordingPlan("adadfq", "4w4a", rounds=150, gallery=False),
+    "adadfq_5w5a": RecordingPlan("adadfq", "5w5a", rounds=150),
+    "gdfq_3w3a": RecordingPlan("gdfq", "3w3a", student_lr=1e-4),
+    "gdfq_5w5a": RecordingPlan("gdfq", "5w5a", student_lr=1e-4, rounds=150),
+    "adasg_3w3a": RecordingPlan("adasg", "3w3a", rounds=150, gallery=False),
+    "no_as_3w3a": RecordingPlan("adadfq", "3w3a", {"alpha_as": 0.0}, rounds=150),
+    "no_ds_3w3a": RecordingPlan("adadfq", "3w3a", {"alpha_ds": 0.0}, rounds=150),
+    "no_bal_3w3a": RecordingPlan("adadfq", "3w3a", {"beta": 0.0}, rounds=150, gallery=False),
+    "no_band_3w3a": RecordingPlan("adadfq", "3w3a", {"lower": 0.0, "upper": 1.0}, rounds=150, gallery=False),
+    "no_bns_3w3a": RecordingPlan("adadfq", "3w3a", {"gamma": 0.0}, rounds=150, gallery=False),
 }
 """What is recorded. "no_..." are the rows of Table 3; two of them are the cases A and B of Fig. 5."""
 GRID_LOWER = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
@@ -97,7 +97,7 @@ def play_and_record(game: Game, rounds: int, data: ImageSet, *, evaluate_every: 
     return Recording("", recorder.history(), np.stack(images), tuple(at))
 
 
-def new_game(plan: Plan, *, gains_every: int = 2) -> Game:
+def new_game(plan: RecordingPlan, *, gains_every: int = 2) -> Game:
     """The game of a plan, on the shipped Fashion-MNIST teacher, seed 0."""
     teacher, schedule = load_teacher(TEACHER), replace(SCHEDULE, student_lr=plan.student_lr)
     made = make_method(plan.method, **plan.settings)

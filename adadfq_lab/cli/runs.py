@@ -133,7 +133,7 @@ def train(
     from adadfq_lab.machine.distributed import joined, restarted
     from adadfq_lab.runs.folder import checkpoints
     from adadfq_lab.runs.recipes import override
-    from adadfq_lab.runs.run import follow, run
+    from adadfq_lab.runs.run import play_along, run
 
     config = override(config, *changes)
     resume = resume or from_round is not None
@@ -145,7 +145,7 @@ def train(
         folder = Path(name) if "/" in name else RUNS / name
     with joined(config.device) as rank:
         if rank:
-            follow(config)
+            play_along(config)
             return
         resume = resume or (restarted() and bool(checkpoints(folder)))
         try:

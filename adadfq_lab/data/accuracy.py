@@ -48,7 +48,7 @@ def accuracy(network: nn.Module, data: ImageSet, normalize: Callable[[Tensor], T
     labels, and for a student whose ranges have not been observed.
     """
     if not data.labelled:
-        raise UserError(f"accuracy takes labels, which {data.name} has not; sort the images into one folder a class")
+        raise UserError(f"accuracy needs labels, and {data.name} has none; sort the images into one folder a class")
     hits = [
         predicted == to_device(labels, predicted.device) for predicted, labels in _predictions(network, data, normalize, batch)
     ]

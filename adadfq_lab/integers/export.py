@@ -168,7 +168,7 @@ def _try(
     )
     x = ((pixels - mean) / std).to(next(student.parameters()).dtype)
     if not available():
-        return f"The file has not been run, for want of ONNX Runtime: {INSTALL}, then adadfq verify FILE."
+        return f"The file has not been run, since ONNX Runtime is not installed: {INSTALL}, then adadfq verify FILE."
     found = trial(content, student, steps, table, x, exact=exact)
     if found.fault:
         raise UserError(

@@ -44,7 +44,7 @@ class Loaded:
             shape = tuple(images.shape[1:])
             raise UserError(f"{self.path} does not run on images of shape {shape}: {first_line(error)}") from None
         if logits.dim() != 2 or len(logits) != len(images) or not logits.shape[1]:
-            raise UserError(f"{self.path} makes {tuple(logits.shape)} of {len(images)} images, which are no logits")
+            raise UserError(f"{self.path} returns {tuple(logits.shape)} for {len(images)} images, not logits (N, C)")
         return logits
 
     def count(self, operations: tuple[str, ...]) -> int:

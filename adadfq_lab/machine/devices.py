@@ -29,7 +29,7 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UserError(f"{name!r} is no device; use auto, cpu or cuda") from None
+        raise UserError(f"{name!r} is not a device; use auto, cpu or cuda") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError("this machine has no CUDA device that torch can use; leave out --device, or use --device cpu")
     try:

@@ -56,7 +56,7 @@ class Quantized:
             checked = f"{v.file}: {verdict}; the same class as Q for {v.agreement:.2f} %{with_p} of {v.source}; "
             checked += f"{v.bytes:,} bytes, {100 * v.bytes / v.float_bytes:.0f} % of float32"
         else:
-            checked = f"{self.exported.file} was not run, for want of onnxruntime"
+            checked = f"{self.exported.file} was not run, since onnxruntime is not installed"
         return "\n".join([self.result.table(), "", str(self.exported), checked, f"report: {self.report}"])
 
 

@@ -38,7 +38,7 @@ BITS = ("3w3a", "4w4a", "5w5a")
 
 
 @dataclass(frozen=True)
-class Plan:
+class PublishedTraining:
     """A published training, in its authors' epochs.
 
     epoch:      rounds an epoch
@@ -133,7 +133,7 @@ class Recipe:
     name: str
     method: str
     cell: str
-    plan: Plan
+    plan: PublishedTraining
 
     @property
     def bits(self) -> str:
@@ -183,11 +183,11 @@ class Recipe:
         )
 
 
-def _plan(method: str, cell: str) -> Plan | None:
+def _plan(method: str, cell: str) -> PublishedTraining | None:
     found = [changes for name, cells, changes in ROWS if name == method and fnmatch(cell, cells)]
     if not found:
         return None
-    plan, settings = Plan(), dict[str, Any]()
+    plan, settings = PublishedTraining(), dict[str, Any]()
     for changes in found:
         settings |= dict(changes.get("settings", ()))
         plan = dataclasses.replace(plan, **changes)

@@ -199,7 +199,7 @@ def _from_file(content: bytes) -> Teacher:
         return load_teacher(str(path))
 
 
-def follow(config: RunConfig) -> None:
+def play_along(config: RunConfig) -> None:
     """The part of all processes but the first in a run on several: plays the same rounds; writes and measures nothing.
 
     The game comes from the first process, at the round at which it starts or continues.

@@ -52,7 +52,7 @@ class Resources:
         """`options` as a dictionary; raises UserError for one without a name."""
         pairs = [option.partition("=") for option in self.options]
         if bad := [option for option, (name, sign, _) in zip(self.options, pairs, strict=True) if not (name and sign)]:
-            raise UserError(f"{bad[0]!r} is no option of sbatch; write it as name=value, as in account=vision")
+            raise UserError(f"{bad[0]!r} is not an option of sbatch; write it as name=value, as in account=vision")
         return {name: value for name, _, value in pairs}
 
 

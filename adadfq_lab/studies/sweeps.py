@@ -53,7 +53,7 @@ def _axis(text: str) -> tuple[str, list[str]]:
 
 
 @dataclass(frozen=True)
-class Status:
+class RunStatus:
     """How far a run is. `student` and `teacher` are top-1 in percent, once it is done; `starts` is how often it was begun.
 
     config: None if the run is damaged and no file of it says what was to be played
@@ -70,7 +70,7 @@ class Status:
     note: str = ""
 
 
-def status(root: Path) -> list[Status]:
+def status(root: Path) -> list[RunStatus]:
     """The status of every run under `root`, sorted by the options they differ in; raises UserError if there is none."""
     try:
         folders = sorted(path for path in root.iterdir() if os.path.lexists(path / "wanted.json"))
@@ -91,9 +91,9 @@ def _rank(value: Any) -> tuple[bool, float, str]:
     return not number, value if number else 0.0, str(value)
 
 
-def _status(folder: Path) -> Status:
+def _status(folder: Path) -> RunStatus:
     now = state(folder)
-    found = Status(folder, _config(folder), now, rounds_done(folder), _starts(folder))
+    found = RunStatus(folder, _config(folder), now, rounds_done(folder), _starts(folder))
     if now == "failed":
         return dataclasses.replace(found, note=failure(folder))
     if now == "damaged":
@@ -133,7 +133,7 @@ def _without_labels(result: dict[str, Any]) -> str:
     return f"{found[which]['student']:.2f} % as P on {which}" if which in found else "no labelled images"
 
 
-def varied(rows: Sequence[Status]) -> dict[Path, dict[str, Any]]:
+def varied(rows: Sequence[RunStatus]) -> dict[Path, dict[str, Any]]:
     """By folder: those options, by name, in which the runs differ."""
     flat: list[dict[str, Any]] = []
     for row in rows:
@@ -148,13 +148,13 @@ def varied(rows: Sequence[Status]) -> dict[Path, dict[str, Any]]:
     return {row.folder: {name: one.get(name) for name in names} for row, one in zip(rows, flat, strict=True)}
 
 
-def counts(rows: Sequence[Status]) -> dict[State, int]:
+def counts(rows: Sequence[RunStatus]) -> dict[State, int]:
     """How many runs are in each state."""
     seen = Counter(row.state for row in rows)
     return {name: seen[name] for name in get_args(State)}
 
 
-def as_json(rows: Sequence[Status]) -> dict[str, Any]:
+def as_json(rows: Sequence[RunStatus]) -> dict[str, Any]:
     """What `adadfq grid ... --json` prints."""
     options = varied(rows)
     runs = []
@@ -166,7 +166,7 @@ def as_json(rows: Sequence[Status]) -> dict[str, Any]:
     return {"counts": counts(rows), "runs": runs}
 
 
-def status_text(rows: Sequence[Status]) -> str:
+def status_text(rows: Sequence[RunStatus]) -> str:
     """Counts in one line, then a line for each run: its options, its state, its rounds, its accuracy or its trouble."""
     options = varied(rows)
     names = list(next(iter(options.values())))

@@ -48,7 +48,7 @@ class Budget:
 BUDGETS = {"quick": Budget(180, warmup=20, student_lr=3e-4), "short": Budget(1500), "long": Budget(5000, decay=0.8)}
 """By name: a run takes about half a minute ("quick"), four minutes ("short") or fifteen ("long") on two quiet cores."""
 
-TEACHERS = {"fashion_mnist": "fashion_mnist_resnet20", "cifar10": "cifar10_resnet20"}
+SHIPPED_TEACHERS = {"fashion_mnist": "fashion_mnist_resnet20", "cifar10": "cifar10_resnet20"}
 """The shipped teacher of each data set."""
 
 USUAL_IMAGES = {
@@ -94,7 +94,7 @@ class Row:
     @property
     def players(self) -> str:
         """Which teacher and which images, if they are not the usual ones of the data set; empty if they are."""
-        usual = TEACHERS.get(self.dataset) == self.teacher_name and self.source in ("", USUAL_IMAGES.get(self.dataset))
+        usual = SHIPPED_TEACHERS.get(self.dataset) == self.teacher_name and self.source in ("", USUAL_IMAGES.get(self.dataset))
         told = [f"teacher {self.teacher_name}", self.sha256 and f"({self.sha256})", self.source and f"on {self.source}"]
         return "" if usual else " ".join(filter(None, told))
 
@@ -124,15 +124,17 @@ def configurations(
     for method in methods:
         if method not in every_method():
             raise UserError(f"no method is called {method!r}; choose from {', '.join(every_method())}")
-    if not teacher and dataset not in TEACHERS:
-        raise UserError(f"no teacher is shipped for {dataset!r}; name one with --teacher, or choose from {', '.join(TEACHERS)}")
+    if not teacher and dataset not in SHIPPED_TEACHERS:
+        raise UserError(
+            f"no teacher is shipped for {dataset!r}; name one with --teacher, or choose from {', '.join(SHIPPED_TEACHERS)}"
+        )
     found = []
     for seed in seeds:
         for width in bits:
             for method in methods:
                 schedule = BUDGETS[budget].schedule(method)
                 config = RunConfig(
-                    teacher=teacher or TEACHERS[dataset],
+                    teacher=teacher or SHIPPED_TEACHERS[dataset],
                     data=dataset,
                     stub=dataset == "fashion_mnist",
                     method=method,

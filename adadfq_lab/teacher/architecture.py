@@ -129,7 +129,7 @@ def _module_as_json(path: str, module: nn.Module) -> list[Any]:
 
 def _module_from_json(kind: str, arguments: dict[str, Any]) -> nn.Module:
     if kind not in _MODULES:
-        raise UserError(f"its network names a module {kind!r:.60}, which torch.nn has not")
+        raise UserError(f"its network names a module {kind!r:.60}, which torch.nn does not have")
     module: nn.Module = _MODULES[kind](**{name: _from_json(value, {}) for name, value in arguments.items()})
     return module
 

@@ -96,7 +96,7 @@ def _shapes(network: nn.Module) -> Iterator[tuple[int, ...]]:
 
 
 @dataclass
-class Followed:
+class Execution:
     """A graph that was run on a batch: what each node gave, and which nodes' tensors each node overwrote."""
 
     module: fx.GraphModule
@@ -106,10 +106,10 @@ class Followed:
     logits: Any = None
 
 
-class _Follower(fx.Interpreter):
+class _Executor(fx.Interpreter):
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module, garbage_collect_values=False)
-        self.found = Followed(module)
+        self.found = Execution(module)
 
     def run_node(self, n: fx.Node) -> Any:
         given = [(a, t, t._version) for a in n.all_input_nodes for t in _tensors(self.env[a])]
@@ -128,15 +128,15 @@ def _tensors(value: Any) -> list[Tensor]:
 
 
 @torch.no_grad()
-def follow(module: fx.GraphModule, x: Tensor) -> Followed:
+def execute(module: fx.GraphModule, x: Tensor) -> Execution:
     """`module` run on a copy of `x`, node by node."""
-    follower = _Follower(module)
+    executor = _Executor(module)
     with torch.random.fork_rng(devices=[]):
-        follower.found.logits = _kept(follower.run(x.clone(), enable_io_processing=False))
-    return follower.found
+        executor.found.logits = _kept(executor.run(x.clone(), enable_io_processing=False))
+    return executor.found
 
 
-def compare(reference: Reference, found: Followed, calls: list[tuple[str, fx.Node]], earlier: Followed | None = None) -> None:
+def compare(reference: Reference, found: Execution, calls: list[tuple[str, fx.Node]], earlier: Execution | None = None) -> None:
     """Raises UserError if the logits differ, with the name of the first module of `calls` or node that does."""
     if _same(found.logits, reference.logits):
         return

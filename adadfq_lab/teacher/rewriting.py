@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from adadfq_lab.errors import UserError
-from adadfq_lab.teacher.checking import Followed, place
+from adadfq_lab.teacher.checking import Execution, place
 from adadfq_lab.teacher.plain import NORMS
 
 IN_PLACE = {getattr(operator, f"i{name}"): getattr(operator, name) for name in ("add", "sub", "mul", "truediv", "pow")}
@@ -21,7 +21,7 @@ _NOTHING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, n
 _DROPOUTS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout, torch.dropout)
 
 
-def rewrite(found: Followed) -> fx.GraphModule:
+def rewrite(found: Execution) -> fx.GraphModule:
     """The graph of `found` in one spelling. Raises UserError for a write into memory that another value reads later."""
     module, graph = found.module, found.module.graph
     _without_writes(found)
@@ -69,7 +69,7 @@ def _stored(graph: fx.Graph) -> set[fx.Node]:
 # Writes in place
 
 
-def _without_writes(found: Followed) -> None:
+def _without_writes(found: Execution) -> None:
     """Rewrites in-place forms so that later uses of the overwritten tensor see the new value, as they did when run."""
     modules = dict(found.module.named_modules(remove_duplicate=False))
     order = {node: i for i, node in enumerate(found.module.graph.nodes)}
@@ -82,7 +82,7 @@ def _without_writes(found: Followed) -> None:
         _out_of_place(node, modules)
 
 
-def _redirect(found: Followed, node: fx.Node, result: Any, source: fx.Node, order: dict[fx.Node, int]) -> None:
+def _redirect(found: Execution, node: fx.Node, result: Any, source: fx.Node, order: dict[fx.Node, int]) -> None:
     """Every value that lies in the memory of `source` and is used after `node` overwrote it is the result of `node`."""
     given = _leaves(found.live[source])
     touched = {t.untyped_storage()._cdata for t in given}
@@ -164,7 +164,7 @@ _LAYERS: dict[Any, tuple[str, ...]] = {
 }
 
 
-def _as_module(found: Followed, node: fx.Node, stored: set[fx.Node], made: dict[Any, str]) -> None:
+def _as_module(found: Execution, node: fx.Node, stored: set[fx.Node], made: dict[Any, str]) -> None:
     """Turns a call of `_LAYERS` on stored tensors into a call of the module that it is."""
     names = _LAYERS.get(node.target)
     if names is None:
@@ -278,7 +278,7 @@ def _exists(module: nn.Module, name: str) -> bool:
         return False
 
 
-def _exact_norm(module: fx.GraphModule, node: fx.Node, norm: nn.modules.batchnorm._BatchNorm, found: Followed) -> None:
+def _exact_norm(module: fx.GraphModule, node: fx.Node, norm: nn.modules.batchnorm._BatchNorm, found: Execution) -> None:
     """A subclass with its base's forward as its base."""
     value = found.values[node]
     if type(norm) in NORMS.values() or not isinstance(value, Tensor) or value.dim() not in NORMS:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from adadfq_lab.errors import UserError, first_line
-from adadfq_lab.teacher.checking import Reference, compare, follow
+from adadfq_lab.teacher.checking import Reference, compare, execute
 from adadfq_lab.teacher.plain import hooked, plain
 from adadfq_lab.teacher.rewriting import rewrite
 
@@ -57,10 +57,10 @@ def _graph(reference: Reference, *, keep_hooks: bool, sized: bool) -> fx.GraphMo
         raise UserError(
             f"{reference.name} takes none of the usual image sizes ({reference.problem}); say which with input_shape=(C, H, W)"
         )
-    raw = follow(fx.GraphModule(_renamed(root, graph), graph), x)
+    raw = execute(fx.GraphModule(_renamed(root, graph), graph), x)
     compare(reference, raw, tracer.calls)
     module = rewrite(raw)
-    compare(reference, follow(module, x), [], earlier=raw)
+    compare(reference, execute(module, x), [], earlier=raw)
     return module
 
 

@@ -284,7 +284,7 @@ def mistake(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
         ("train --set alpha_d=1", "its own are lower, upper, alpha_ds, alpha_as, beta, gamma, temperature"),
         ("train --method qimera --set K=1.5", "0 <= p <= 1 and a whole number K >= 1"),
         ("train --resume", "runs/teacher-adadfq-3w3a-seed0 holds no run to resume"),
-        ("train --device abacus", "'abacus' is no device; use auto, cpu or cuda"),
+        ("train --device abacus", "'abacus' is not a device; use auto, cpu or cuda"),
         ("train --resume --name nothing", "runs/nothing holds no run to resume"),
         ("train --teacher STUBS/cut.safetensors", "cut.safetensors is damaged"),
         ("train --teacher STUBS/altered.safetensors", "altered.safetensors is damaged (sha256 differs)"),

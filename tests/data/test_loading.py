@@ -204,7 +204,7 @@ def test_a_file_is_a_data_set_by_its_path(folder, monkeypatch):
     bare = load_data("bare.npz")
     assert (bare.labelled, bare.classes, len(bare)) == (False, (), 7)
     assert bare.source == "7 unlabelled images in bare.npz (it holds no y)"
-    with pytest.raises(UserError, match=r"^accuracy takes labels, which bare has not"):
+    with pytest.raises(UserError, match=r"^accuracy needs labels, and bare has none"):
         accuracy(torch.nn.Flatten(), bare, lambda x: x.float())
     with pytest.raises(UserError, match=r"^cannot read absent.npz"):
         load_data("absent.npz")

@@ -20,6 +20,7 @@ from helpers.tiny_games import (
     tiny_teacher,
     with_term,
 )
+from helpers.traps import Trap
 
 from adadfq_lab.equations import Bounds
 from adadfq_lab.errors import UserError
@@ -186,11 +187,7 @@ def test_what_is_no_game_is_refused(tmp_path):
     """A student's file, a missing one, and a pickle, which is not even opened as one."""
     save_student(quantize(tiny_teacher(), "3w3a"), tiny_teacher(), tmp_path / "student.safetensors")
 
-    class Trap:
-        def __reduce__(self):
-            return (Path.touch, (tmp_path / "executed",))
-
-    (tmp_path / "pickle.ckpt").write_bytes(pickle.dumps(Trap()))
+    (tmp_path / "pickle.ckpt").write_bytes(pickle.dumps(Trap(tmp_path / "executed")))
     torch.save({"index": 3}, tmp_path / "torch.ckpt")
     for name, what in {
         "student.safetensors": "holds no game",

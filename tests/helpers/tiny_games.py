@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from adadfq_lab.game.game import Game
 from adadfq_lab.game.schedule import Schedule
 from adadfq_lab.methods.adadfq import adadfq
 from adadfq_lab.methods.method import Method, Round
+from adadfq_lab.runs.config import RunConfig
 from adadfq_lab.student.quantize import quantize
 from adadfq_lab.teacher.networks import resnet8
 from adadfq_lab.teacher.statistics import WithStatistics
@@ -120,3 +122,11 @@ def images_for(folder: Path, name: str, *, count: int = 30, shape: tuple[int, in
     random = np.random.default_rng(0)
     x, y = random.integers(0, 256, (count, *shape), dtype=np.uint8), random.integers(0, classes, count)
     np.savez(folder / f"{name}_test.npz", x=x, y=y)
+
+
+def tiny_run(folder: Path, monkeypatch: pytest.MonkeyPatch, *, count: int = 30, **options: Any) -> RunConfig:
+    """A run on a tiny teacher of ten classes, measured on images that every process finds while the environment is patched."""
+    monkeypatch.setenv("ADADFQ_DATA", str(folder))
+    saved_teacher(folder / "teacher.safetensors", classes=10, data="cifar10")
+    images_for(folder, "cifar10", count=count)
+    return RunConfig(str(folder / "teacher.safetensors"), device="cpu", **options)

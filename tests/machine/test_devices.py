@@ -218,8 +218,8 @@ def test_auto_takes_a_card_where_there_is_one(monkeypatch):
     [
         ("cuda", "no CUDA device that torch can use; leave out --device, or use --device cpu"),
         ("cuda:1", "no CUDA device that torch can use"),
-        ("abacus", "'abacus' is no device; use auto, cpu or cuda"),
-        ("", "'' is no device"),
+        ("abacus", "'abacus' is not a device; use auto, cpu or cuda"),
+        ("", "'' is not a device"),
         ("mps", "torch cannot compute on 'mps' here; leave out --device"),
         ("meta", "torch cannot compute on 'meta' here"),
     ],

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.play_distributed import play_all
-from helpers.tiny_games import images_for, saved_teacher, tiny_game
+from helpers.tiny_games import tiny_game, tiny_run
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -129,12 +129,8 @@ def test_a_process_that_fails_or_hangs_ends_the_others(tmp_path, how):
 @pytest.fixture
 def config(tmp_path, monkeypatch) -> RunConfig:
     """A run of GDFQ on a tiny teacher, measured on images that every process finds."""
-    monkeypatch.setenv("ADADFQ_DATA", str(tmp_path))
-    path = tmp_path / "teacher.safetensors"
-    saved_teacher(path, classes=10, data="cifar10")
-    images_for(tmp_path, "cifar10")
     schedule = Schedule(batch=16, warmup=2, observe=3)
-    return RunConfig(str(path), method="gdfq", rounds=12, schedule=schedule, device="cpu", evaluate_every=0, save_every=4)
+    return tiny_run(tmp_path, monkeypatch, method="gdfq", rounds=12, schedule=schedule, evaluate_every=0, save_every=4)
 
 
 def flags(config: RunConfig, folder: Path) -> list[str]:

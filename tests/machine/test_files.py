@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.traps import Trap
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -173,16 +174,6 @@ def test_foreign_files_are_refused(tmp_path, generator):
     refuse(tmp_path / "plain", "was not written by adadfq")
     save_file({"w": torch.zeros(3)}, tmp_path / "no facts", metadata={"format": "adadfq 1", "sha256": "0" * 64})
     refuse(tmp_path / "no facts", "damaged")
-
-
-class Trap:
-    """Unpickling one of these writes a file: proof that somebody did."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[object, tuple[Path]]:
-        return Path.touch, (self.path,)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.tiny_games import OBSERVE, SCHEDULE, SHAPE, WARMUP, images_for, saved_teacher, with_term
+from helpers.tiny_games import OBSERVE, SCHEDULE, SHAPE, WARMUP, images_for, with_term
 
 from adadfq_lab.data.accuracy import Accuracy, accuracy
 from adadfq_lab.data.loading import load_data
@@ -34,22 +34,10 @@ from adadfq_lab.runs.run import Result, run
 from adadfq_lab.student.student_files import load_student
 from adadfq_lab.teacher.teacher_files import load_teacher
 
+pytestmark = pytest.mark.usefixtures("images")
+
 ROUNDS, IMAGES = OBSERVE + 2, 150
 KEYS = {"teacher", "plain", "calibrated", "student", "images", "rounds", "seconds", "seed", "run"}
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """A folder with a teacher of ten classes and images to measure it on."""
-    folder = tmp_path_factory.mktemp("place")
-    saved_teacher(folder / "teacher.safetensors", classes=10, data="cifar10")
-    images_for(folder, "cifar10", count=IMAGES)
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def images(place, monkeypatch):
-    monkeypatch.setenv("ADADFQ_DATA", str(place))
 
 
 @pytest.fixture
@@ -350,7 +338,7 @@ def refused(config: RunConfig, folder: Path, what: str, change: dict[str, Any] |
         ({"method": "genie"}, "no method is called 'genie'"),
         ({"data": "mnist"}, "no data set is called 'mnist'"),
         ({"teacher": "nobody"}, "no teacher 'nobody'"),
-        ({"device": "abacus"}, "'abacus' is no device"),
+        ({"device": "abacus"}, "'abacus' is not a device"),
         ({"fidelity": "exact"}, "fidelity must be"),
         ({"rounds": 0}, "rounds must be at least 1, not 0"),
     ],

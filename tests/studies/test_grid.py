@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers.tiny_games import images_for, saved_teacher
+from helpers.tiny_games import tiny_run
 
 from adadfq_lab.errors import UserError
 from adadfq_lab.game.schedule import Schedule
@@ -29,12 +29,8 @@ from adadfq_lab.studies.sweeps import as_json, combinations, counts, status, sta
 @pytest.fixture
 def config(tmp_path, monkeypatch) -> RunConfig:
     """A run of six rounds on a tiny teacher, measured on images that every process finds."""
-    monkeypatch.setenv("ADADFQ_DATA", str(tmp_path))
-    path = tmp_path / "teacher.safetensors"
-    saved_teacher(path, classes=10, data="cifar10")
-    images_for(tmp_path, "cifar10")
     schedule = Schedule(batch=4, warmup=2, observe=3)
-    return RunConfig(str(path), rounds=6, schedule=schedule, device="cpu", evaluate_every=0, save_every=2, gains_every=0)
+    return tiny_run(tmp_path, monkeypatch, rounds=6, schedule=schedule, evaluate_every=0, save_every=2, gains_every=0)
 
 
 def pid_of_worker(folder: Path) -> int:

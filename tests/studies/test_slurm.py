@@ -16,7 +16,7 @@ from helpers.slurm_here import missing, slurm
 from helpers.tiny_games import images_for, saved_teacher
 
 from adadfq_lab.studies.grid_run import rounds_done
-from adadfq_lab.studies.sweeps import Status, status
+from adadfq_lab.studies.sweeps import RunStatus, status
 
 pytestmark = [pytest.mark.slurm, pytest.mark.skipif(bool(missing()), reason=f"there is no {', '.join(missing())}")]
 
@@ -92,7 +92,7 @@ def test_the_lambda_grid_on_slurm(tmp_path):
 
     for output in (text, again.stdout):
         assert json.loads(output.splitlines()[-1])["counts"]["done"] == len(LOWER) * len(UPPER)
-    rows: list[Status] = status(root)
+    rows: list[RunStatus] = status(root)
     assert {(row.config.lower, row.config.upper) for row in rows} == {(a, b) for a in LOWER for b in UPPER}
     assert {row.folder: row.starts for row in rows} == {row.folder: 1 + (row.folder in (preempted, killed)) for row in rows}
     for row in rows:

@@ -11,7 +11,7 @@ from adadfq_lab.errors import UserError
 from adadfq_lab.game.schedule import Schedule
 from adadfq_lab.runs.config import RunConfig
 from adadfq_lab.studies.grid import folder_name, prepare
-from adadfq_lab.studies.sweeps import Status, combinations, status, varied
+from adadfq_lab.studies.sweeps import RunStatus, combinations, status, varied
 from adadfq_lab.studies.tables import Budget
 
 
@@ -53,7 +53,8 @@ def test_settings_of_the_method_are_options_too():
     found = combinations(RunConfig(), ["alpha_ds=0.1,0.3", "lower=0.2"])
     assert [(c.settings, c.lower) for c in found] == [({"alpha_ds": 0.1}, 0.2), ({"alpha_ds": 0.3}, 0.2)]
     rows = [
-        Status(Path(name), config, "waiting", 0, 0) for name, config in zip("abc", [*found, RunConfig(lower=0.2)], strict=True)
+        RunStatus(Path(name), config, "waiting", 0, 0)
+        for name, config in zip("abc", [*found, RunConfig(lower=0.2)], strict=True)
     ]
     assert [told["alpha_ds"] for told in varied(rows).values()] == [0.1, 0.3, None]
 

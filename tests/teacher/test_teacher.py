@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.networks import randomize
+from helpers.traps import Trap
 from torch import nn
 
 from adadfq_lab.data.accuracy import Accuracy, accuracy, wilson
@@ -212,16 +213,6 @@ def test_wrong_teacher_files_are_refused_in_one_line(tmp_path, generator):
     refused(path, "does not fit its network")
     save_tensors(path, tensors, {name: value for name, value in meta.items() if name != "classes"})
     refused(path, "does not fit its network")
-
-
-class Trap:
-    """Unpickling one of these writes a file: proof that somebody did."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[object, tuple[Path]]:
-        return Path.touch, (self.path,)
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".safetensors"])

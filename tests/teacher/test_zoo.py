@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.traps import Trap
 from torch import Tensor, nn
 from torchvision import models
 
@@ -389,16 +390,6 @@ def test_fetch_returns_what_a_url_sends(tmp_path, monkeypatch, capsys):
     assert "weights.pth" in output.err
     with pytest.raises(urllib.error.URLError):
         zoo.fetch((tmp_path / "absent").as_uri())
-
-
-class Trap:
-    """Unpickled, it would create a file."""
-
-    def __init__(self, proof: Path) -> None:
-        self.proof = proof
-
-    def __reduce__(self):
-        return (Path.touch, (self.proof,))
 
 
 @pytest.mark.parametrize("old", [True, False])

@@ -29,15 +29,6 @@ def until(condition, seconds=30.0):
         time.sleep(0.01)
 
 
-@pytest.fixture(autouse=True)
-def slow_mode(monkeypatch):
-    monkeypatch.delenv("ADADFQ_LAB_FAST", raising=False)
-    yield
-    if live._current is not None:
-        live._current.stop()
-        live._current._join()
-
-
 def background(rounds=100_000, backend="none", **more):
     return LiveRun(tiny_game(), rounds, backend=backend, blocking=False, **more)
 

@@ -16,19 +16,10 @@ from adadfq_lab.equations import Bounds
 from adadfq_lab.errors import UserError
 from adadfq_lab.game.recordings import load_population
 from adadfq_lab.views import charts as svg
-from adadfq_lab.views import live, widgets
+from adadfq_lab.views import widgets
 from adadfq_lab.views.live import LiveRun
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning:ipywidgets")
-
-
-@pytest.fixture(autouse=True)
-def slow_mode(monkeypatch):
-    monkeypatch.delenv("ADADFQ_LAB_FAST", raising=False)
-    yield
-    if live._current is not None:
-        live._current.stop()
-        live._current._join()
 
 
 def charts(control):

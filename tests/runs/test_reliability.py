@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.tiny_games import OBSERVE, SCHEDULE, WARMUP, images_for, saved_teacher, with_term
+from helpers.tiny_games import OBSERVE, SCHEDULE, WARMUP, with_term
 
 from adadfq_lab.cli import main as cli
 from adadfq_lab.errors import UserError
@@ -30,19 +30,7 @@ from adadfq_lab.runs.folder import checkpoint_path, last_checkpoint
 from adadfq_lab.runs.log import read_records
 from adadfq_lab.runs.run import run
 
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """A folder with a teacher of ten classes and thirty images."""
-    folder = tmp_path_factory.mktemp("place")
-    saved_teacher(folder / "teacher.safetensors", classes=10)
-    images_for(folder, "cifar10")
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def images(place, monkeypatch):
-    monkeypatch.setenv("ADADFQ_DATA", str(place))
+pytestmark = pytest.mark.usefixtures("images")
 
 
 def a_config(place: Path, **options: Any) -> RunConfig:
