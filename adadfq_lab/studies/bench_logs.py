@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -94,16 +95,9 @@ def _report(folder: Path, rounds: int, batch: int) -> float:
     return time.process_time() - begun
 
 
-def _redraw(folder: Path, rounds: int, batch: int) -> float:
-    return _redraws(SvgView(), rounds, batch)
-
-
-def _redraw_widget(folder: Path, rounds: int, batch: int) -> float:
-    return _redraws(FigureView(), rounds, batch)
-
-
-def _redraws(view: Any, rounds: int, batch: int) -> float:
+def _redraw(make_view: Callable[[], Any], folder: Path, rounds: int, batch: int) -> float:
     """Median of nine redraws, each after one more round."""
+    view = make_view()
     recorder, one = Recorder(), torch.tensor(1.0)
     pool = torch.rand(_POOL, batch, generator=torch.Generator().manual_seed(0))
     terms = {"generator.label": one, "generator.bns": one, "student.kd": one}
@@ -126,8 +120,8 @@ TASKS: dict[str, Callable[[Path, int, int], float]] = {
     "first look of watch": _watch,
     "resume": _resume,
     "reading of the report": _report,
-    "redraw, SVG": _redraw,
-    "redraw, widget": _redraw_widget,
+    "redraw, SVG": partial(_redraw, SvgView),
+    "redraw, widget": partial(_redraw, FigureView),
 }
 
 
