@@ -202,6 +202,7 @@ CHOICES: tuple[Choice, ...] = (
         " self-attentions instead.",
     ),
 )
+"""Every place where paper and released code differ, or both could be better, and what each of the three does there."""
 
 
 def _preset(column: str) -> Fidelity:

@@ -27,6 +27,7 @@ from adadfq_lab.data.locations import stub_path
 from adadfq_lab.errors import UserError, first_line
 from adadfq_lab.game.game import Game
 from adadfq_lab.game.schedule import Schedule
+from adadfq_lab.integers.aten import FORMS, PARTS
 from adadfq_lab.integers.export import export_onnx
 from adadfq_lab.integers.runtimes import load
 from adadfq_lab.machine.files import write_atomically
@@ -243,6 +244,14 @@ A network without batch norm (AlexNet, ConvNeXt, plain VGG, SqueezeNet) has noth
 is played with it; it is quantised and exported all the same. {rows} networks have a row so far; the command adds the others.
 """
 
+LAYERS = """## Layers and functions
+
+`Conv2d` and `Linear` get n-bit weights, and the outputs of `ReLU` and `ReLU6` n bits, whether written as modules, functions
+or methods; batch norms are folded into the convolutions before them. Between them a file computes the following ATen calls,
+which is what PyTorch's functions, methods and modules consist of, and whatever PyTorch decomposes into these. `export_onnx`
+refuses other calls by name:
+"""
+
 
 def document(rows: dict[str, Row]) -> str:
     """docs/supported_networks.md."""
@@ -253,6 +262,9 @@ def document(rows: dict[str, Row]) -> str:
         "| network | side | parameters | convolutions | linear | plays | exports | agreement |",
         "|---|---:|---:|---:|---:|---|---|---:|",
         *(_line(name, row) for name, row in sorted(rows.items())),
+        "",
+        LAYERS,
+        ", ".join(f"`{name}`" for name in sorted({*FORMS, *PARTS}) if not name.startswith("_")) + ".",
         "",
     ]
     return "\n".join(lines)

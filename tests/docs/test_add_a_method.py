@@ -38,13 +38,26 @@ def methods_as_they_were(monkeypatch):
 
 
 @pytest.fixture
-def page(methods_as_they_were, tmp_path, monkeypatch) -> dict[str, Any]:
-    """What the method and the comparison of the page define, run in a folder of their own, imported and not as a program."""
+def folder(methods_as_they_were, tmp_path, monkeypatch) -> Path:
+    """The reader's folder, with border.py in it."""
     monkeypatch.chdir(tmp_path)
-    names: dict[str, Any] = {"__name__": "border"}
-    for block in BLOCKS[:2]:
-        exec(compile(block, "add_a_method.md", "exec"), names)
+    (tmp_path / "border.py").write_text(BLOCKS[0])
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "border", raising=False)
+    return tmp_path
+
+
+def run_block(number: int) -> dict[str, Any]:
+    """What a block defines that is run by itself."""
+    names: dict[str, Any] = {}
+    exec(compile(BLOCKS[number], "add_a_method.md", "exec"), names)
     return names
+
+
+@pytest.fixture
+def page(folder) -> dict[str, Any]:
+    """What the comparison of the page defines."""
+    return run_block(1)
 
 
 def test_the_method_is_short():
@@ -153,10 +166,10 @@ def test_processes_of_a_grid_know_it(tmp_path):
 
 
 @pytest.mark.slow
-def test_its_runs_make_a_table(page, monkeypatch, capsys):
+def test_its_runs_make_a_table(folder, monkeypatch, capsys):
     """The last block, with a budget of two updates: a row for each method, two seeds in each."""
     monkeypatch.setitem(tables.BUDGETS, "short", Budget(2, batch=4, warmup=1))
-    exec(compile(BLOCKS[2], "add_a_method.md", "exec"), page)
+    run_block(2)
     lines = [line.split("|") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     column = [cell.strip() for cell in lines[0]].index("seeds")
     assert {line[1].strip(): line[column].strip() for line in lines[1:]} == {"gdfq": "2", "border": "2"}
