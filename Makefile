@@ -23,7 +23,7 @@ RECENT  := import sys; print(sys.version_info >= (3, 11))
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test slow test-browser test-slurm test-floor test-lowest gallery gpu-check lab dashboard workshop lint format clean distclean
+.PHONY: help demo test slow test-browser test-slurm test-floor test-lowest gallery gpu-check lab dashboard workshop book lint format clean distclean
 
 help:  ## list these targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -67,6 +67,9 @@ workshop: $(VENV)/.dev  ## build/workshop.zip: wheel, students' notebooks, const
 	$(BIN)/python -m hatchling build -t wheel -d build/workshop
 	$(BIN)/python -m adadfq_lab.authoring.workshop build/workshop
 	cd build/workshop && $(abspath $(BIN))/python -m zipfile -c ../workshop.zip ./*
+
+book: $(VENV)/.book  ## the course as static pages in build/book/html: notebooks executed, guides, API; ARGS=--fast is quicker
+	$(BIN)/python -m adadfq_lab.authoring.book $(ARGS)
 
 lint: $(VENV)/.dev  ## ruff (notebooks included), mypy, and the import contract
 	$(BIN)/ruff check .
@@ -120,6 +123,10 @@ slurm:
 
 $(VENV)/.dashboard: $(VENV)/.dev
 	$(INSTALL) -e ".[notebooks,dashboard]"
+	@touch $@
+
+$(VENV)/.book: $(VENV)/.dev
+	$(INSTALL) -e ".[notebooks,export,cluster,dev,book]"
 	@touch $@
 
 # A second environment with Colab's notebook stack; everything else, torch above all, comes from the first.

@@ -25,6 +25,7 @@ from adadfq_lab.game.plane import SIDE, Field, field, plane_game, plane_teacher
 from adadfq_lab.machine.environment import fast
 from adadfq_lab.methods.method import Method
 from adadfq_lab.views import controls
+from adadfq_lab.views.axes import typeset_svg
 from adadfq_lab.views.style import BOUND_COLOUR, INSIDE, PLAYER, TEXT
 
 WIDTH = 440  # pixels of the square's side
@@ -114,7 +115,7 @@ def plane_picture(
     )
     legend = "".join(
         f'<rect x="{MARGIN + WIDTH + 14}" y="{14 + 24 * i}" width="12" height="12" fill="{colour}"/>'
-        f'<text x="{MARGIN + WIDTH + 32}" y="{25 + 24 * i}">{escape(text)}</text>'
+        f'<text x="{MARGIN + WIDTH + 32}" y="{25 + 24 * i}">{typeset_svg(text)}</text>'
         for i, (colour, text) in enumerate(words)
     )
     legend += f'<text x="{MARGIN + WIDTH + 14}" y="{25 + 24 * len(words)}">dark: P and Q disagree</text>'

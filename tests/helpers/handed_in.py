@@ -1,4 +1,7 @@
-"""Hand-ins as a class gives them, some hostile: sources for `p_ds`, each a `def`, and what marking says of it."""
+"""Hand-ins as a class gives them, some hostile: sources for `p_ds`, each a `def`, and what marking says of it.
+
+TRACE stands for a file that must not come to be.
+"""
 
 HOSTILE = {
     "loop": ("def p_ds(z_p, z_q):\n    while True: pass\n", "did not end within"),
@@ -10,30 +13,30 @@ HOSTILE = {
     "exit on import": ("import os\nos._exit(0)\n", "ended its process itself"),
     "SystemExit": ("def p_ds(z_p, z_q):\n    raise SystemExit\n", "SystemExit"),
     "segfault": ("import ctypes\ndef p_ds(z_p, z_q):\n    ctypes.string_at(0)\n", "may not do this"),
-    "write": ("def p_ds(z_p, z_q):\n    open('/tmp/adadfq_was_here', 'w').write('x')\n", "may not write files"),
+    "write": ("def p_ds(z_p, z_q):\n    open('TRACE', 'w').write('x')\n", "may not write files"),
     "write low": (
-        "import os\ndef p_ds(z_p, z_q):\n    os.open('/tmp/adadfq_was_here', os.O_CREAT | os.O_WRONLY)\n",
+        "import os\ndef p_ds(z_p, z_q):\n    os.open('TRACE', os.O_CREAT | os.O_WRONLY)\n",
         "may not write",
     ),
-    "pathlib": ("from pathlib import Path\ndef p_ds(z_p, z_q):\n    Path('/tmp/adadfq_was_here').touch()\n", "may not"),
+    "pathlib": ("from pathlib import Path\ndef p_ds(z_p, z_q):\n    Path('TRACE').touch()\n", "may not"),
     "remove": ("import os\ndef p_ds(z_p, z_q):\n    os.remove('victim')\n", "may not do this (os.remove)"),
-    "rmtree": ("import shutil\ndef p_ds(z_p, z_q):\n    shutil.rmtree('/tmp/adadfq_was_here')\n", "may not do this"),
-    "system": ("import os\ndef p_ds(z_p, z_q):\n    os.system('touch /tmp/adadfq_was_here')\n", "may not do this"),
+    "rmtree": ("import shutil\ndef p_ds(z_p, z_q):\n    shutil.rmtree('TRACE')\n", "may not do this"),
+    "system": ("import os\ndef p_ds(z_p, z_q):\n    os.system('touch TRACE')\n", "may not do this"),
     "program": ("import subprocess\ndef p_ds(z_p, z_q):\n    subprocess.run(['ls'])\n", "may not do this"),
     "fork bomb": ("import os\ndef p_ds(z_p, z_q):\n    while True: os.fork()\n", "may not do this"),
     "kill": ("import os, signal\ndef p_ds(z_p, z_q):\n    os.kill(os.getppid(), signal.SIGKILL)\n", "may not do this"),
     "network": ("import socket\ndef p_ds(z_p, z_q):\n    socket.create_connection(('127.0.0.1', 9))\n", "may not do this"),
     "truncates in C++": (
-        "def p_ds(z_p, z_q):\n    torch._C.PyTorchFileWriter('/tmp/adadfq_was_here')\n    return z_p\n",
+        "def p_ds(z_p, z_q):\n    torch._C.PyTorchFileWriter('TRACE')\n    return z_p\n",
         None,
     ),
     "writes in C++": (
-        "def p_ds(z_p, z_q):\n    torch.from_file('/tmp/adadfq_was_here', shared=True, size=9)\n",
+        "def p_ds(z_p, z_q):\n    torch.from_file('TRACE', shared=True, size=9)\n",
         "adadfq_was_here",
     ),
     "program in C": (
         "import _posixsubprocess, os\ndef p_ds(z_p, z_q):\n    r, w = os.pipe()\n    n, f = None, -1\n"
-        "    _posixsubprocess.fork_exec([b'/bin/touch', b'/tmp/adadfq_was_here'], [b'/bin/touch'], True, (w,), n, n, f, f, f, "
+        "    _posixsubprocess.fork_exec([b'/bin/touch', b'TRACE'], [b'/bin/touch'], True, (w,), n, n, f, f, f, "
         "f, f, f, r, w, False, False, 0, n, n, n, f, n, True)\n    import time\n    time.sleep(0.5)\n    return z_p\n",
         None,
     ),

@@ -228,8 +228,7 @@ def test_the_live_figure_is_followed_everywhere(lab_server):
             wait_for(lambda before=before: live(page)[0]["points"] > before + 2)
         shot(page, "run_again")
 
-        page.evaluate("() => jupyterapp.commands.execute('docmanager:save')")
-        time.sleep(2)
+        page.evaluate("() => jupyterapp.commands.execute('docmanager:save')")  # waits for the file
         page.reload()
         ready(page)
         count = wait_for(lambda: max((one["points"] for one in live(page)), default=0))
@@ -299,8 +298,7 @@ def test_a_game_is_steered_and_two_notebooks_play_at_once(lab_server):
         wide = "e => e.scrollWidth > e.clientWidth + 1"
         narrow = f"() => [...document.querySelectorAll('.jp-OutputArea-output')].filter({wide}).length"
         page.set_viewport_size({"width": 900, "height": 1400})
-        time.sleep(1)
-        assert page.evaluate(narrow) == 0, "an output has a horizontal scrollbar at 900 pixels"
+        wait_for(lambda: page.evaluate(narrow) == 0)  # no output has a horizontal scrollbar at 900 pixels
         shot(page, "narrow")
 
 
