@@ -14,7 +14,7 @@ from adadfq_lab.integers import export
 from adadfq_lab.integers.export import export_onnx
 from adadfq_lab.integers.layers import to_integers
 from adadfq_lab.integers.onnx_file import operations as onnx_operations
-from adadfq_lab.integers.operations import operations
+from adadfq_lab.integers.operations import forward_values, operations
 from adadfq_lab.integers.trial import Trial, trial
 from adadfq_lab.student.quantize import quantize
 from adadfq_lab.student.student import Student
@@ -88,6 +88,25 @@ def test_without_the_runtime_the_file_is_said_not_to_have_been_run(student, tmp_
 def test_forms_that_round_more_are_said_to(form, input_bits, student, tmp_path):
     done = export_onnx(student, tmp_path / "q.onnx", shape=SHAPE, form=form, input_bits=input_bits)
     assert "codes differ, by rounding" in done.notes[0]
+
+
+@pytest.mark.parametrize(("input_bits", "expected"), [(8, range(1, 200)), (16, range(3)), (24, range(3))])
+def test_an_image_of_few_bits_flips_the_codes_that_its_error_reaches(input_bits, expected, student, generator, tmp_path):
+    """An image of k planes of 8 bits is off by half a step, (max - min)/255/254^(k-1)/2, and y by sum |w| times that.
+
+    So of 4,096 codes 16 bits change none that is not on a tie, and 8 bits some dozens.
+    """
+    path = export_onnx(student, tmp_path / "q.onnx", shape=SHAPE, input_bits=input_bits).file
+    x = torch.randn(8, *SHAPE, generator=generator)
+    steps, table = operations(student, SHAPE), to_integers(student)
+    found = trial(path.read_bytes(), student, steps, table, x, exact=False)
+    first = next(step for step in steps if step.kind == "activation")  # the pieces after it start from Q's own codes
+    layer, grid = student.layers()["conv"], table.activations[first.target.removeprefix("activations.")]
+    slope = layer.quantized_weight().abs().sum((1, 2, 3)) * layer.affine()[0].abs()
+    error = float(x.max() - x.min()) / 255 / 254 ** (input_bits // 8 - 1) / 2 * slope / grid.scale
+    y = (forward_values(student, x)[first.inputs[0]] / grid.scale).double()
+    reached = ((y - y.floor() - 0.5).abs() <= error.view(1, -1, 1, 1) + 1e-4).sum()
+    assert found.fault == "" and found.differing in expected and found.differing <= reached
 
 
 def test_a_student_without_activations_is_compared_by_its_logits(generator, tmp_path):
