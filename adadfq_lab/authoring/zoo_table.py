@@ -10,11 +10,10 @@ exported file runs without float convolutions and predicts what the student pred
 
 import argparse
 import copy
+import importlib
 import json
-import subprocess
-import sys
+import multiprocessing
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -27,7 +26,7 @@ from adadfq_lab.data.locations import stub_path
 from adadfq_lab.errors import UserError, first_line
 from adadfq_lab.game.game import Game
 from adadfq_lab.game.schedule import Schedule
-from adadfq_lab.integers.aten import FORMS, PARTS
+from adadfq_lab.integers.aten import FORMS, PARTS, decompositions
 from adadfq_lab.integers.export import export_onnx
 from adadfq_lab.integers.runtimes import load
 from adadfq_lab.machine.files import write_atomically
@@ -72,7 +71,7 @@ def build(name: str) -> nn.Module:
 
         network: nn.Module = timm.create_model(kind, num_classes=10)
         return network
-    auxiliary = {"aux_logits": False} if kind in ("googlenet", "inception_v3") else {}
+    auxiliary = {"aux_logits": False, "init_weights": False} if kind in ("googlenet", "inception_v3") else {}
     network = torchvision.models.get_model(kind, weights=None, num_classes=10, **auxiliary)
     return network
 
@@ -217,16 +216,32 @@ def passes(row: Row) -> bool:
 def fill(path: Path, wanted: list[str], seconds: int) -> None:
     """Examines the networks that `path` has no row of, each in a process of its own; writes after each."""
     rows: dict[str, Row] = json.loads(path.read_bytes()) if path.exists() else {}
-    for name in [name for name in wanted if name not in rows]:
-        command = [sys.executable, "-m", "adadfq_lab.authoring.zoo_table", "--one", name]
+    for package in ("timm", "torchvision", "onnx", "onnxruntime", "torch._dynamo"):  # slow to import; the processes have them
+        importlib.import_module(package)
+    decompositions()
+    torch.set_num_threads(1)  # a forked process has none of its parent's threads
+    fork = multiprocessing.get_context("fork")
+    for name in _by_size([name for name in wanted if name not in rows]):
+        receiver, sender = fork.Pipe(duplex=False)
+        process = fork.Process(target=_send, args=(name, sender))
+        process.start()
+        sender.close()
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
-            fails = RuntimeError(done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"status {done.returncode}")
-            rows[name] = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {"failed": first_line(fails)}
-        except subprocess.TimeoutExpired:
-            rows[name] = {"failed": f"not done after {seconds} s"}
+            rows[name] = receiver.recv() if receiver.poll(seconds) else {"failed": f"not done after {seconds} s"}
+        except EOFError:
+            rows[name] = {"failed": "its process was killed"}
+        process.kill()
+        process.join()
         write_atomically(path, (json.dumps(rows, indent=1, sort_keys=True) + "\n").encode())
         print(name, "passes" if passes(rows[name]) else rows[name], flush=True)
+
+
+def _send(name: str, sender: Any) -> None:
+    try:
+        row = examine(name)
+    except Exception as error:  # a row says so, and nothing else can be wrong with it
+        row = {"failed": f"{type(error).__name__}: {first_line(error)}"}
+    sender.send(row)
 
 
 INTRODUCTION = """# Networks that work
@@ -293,7 +308,6 @@ def _line(name: str, row: Row) -> str:
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--one", metavar="NAME", help="print the row of one network as JSON")
     parser.add_argument("--only", default="", help="networks whose name contains this")
     parser.add_argument("--again", action="store_true", help="those again that do not pass whole")
     parser.add_argument("--seconds", type=int, default=1800, help="for one network")
@@ -301,30 +315,27 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _by_size(wanted: list[str]) -> Iterator[str]:
+def _by_size(wanted: list[str]) -> list[str]:
     """Smallest first."""
+    sizes = {}
     with torch.device("meta"):
-        sizes = {}
         for name in wanted:
             try:
                 sizes[name] = sum(p.numel() for p in build(name).parameters())
             except Exception:  # some networks compute while they are built
                 sizes[name] = LARGEST // 2
-    yield from sorted(wanted, key=lambda name: sizes[name])
+    return sorted(wanted, key=sizes.__getitem__)
 
 
 def main(arguments: list[str] | None = None) -> None:
     options = _options(arguments)
     path = stub_path("networks.json")
-    if options.one:
-        print(json.dumps(examine(options.one)))
-        return
     if not options.docs:
         if options.again:
             rows = json.loads(path.read_bytes())
             kept = {name: row for name, row in rows.items() if passes(row)}
             write_atomically(path, (json.dumps(kept, indent=1, sort_keys=True) + "\n").encode())
-        fill(path, list(_by_size([name for name in names() if options.only in name])), options.seconds)
+        fill(path, [name for name in names() if options.only in name], options.seconds)
     rows = json.loads(path.read_bytes())
     Path("docs/supported_networks.md").write_text(document(rows), encoding="utf-8")
 

@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -28,6 +28,7 @@ def quantize(
     rounds: int = 0,
     seed: int = 0,
     every_input: bool = False,
+    bns_reduction: Literal["", "sum", "mean", "normalized"] = "",
     device: str = "auto",
     folder: Annotated[Path | None, tyro.conf.arg(name="run")] = None,
     resume: bool = False,
@@ -57,6 +58,7 @@ def quantize(
         rounds: Rounds in all; the method's usual number if 0.
         seed: Of the generator's first weights and of every draw.
         every_input: Also quantise layer inputs that no ReLU precedes.
+        bns_reduction: How L_BNS adds up; normalized if a warning says that it drowns the other terms.
         device: auto takes a GPU if there is one.
         folder: Folder of the run; the output's name without .onnx if not given.
         resume: Continue an interrupted run; the same command with --resume, or with --run alone.
@@ -77,14 +79,14 @@ def quantize(
     if not network:
         raise UserError("which network? as in: adadfq quantize model.py:build --weights w.pt --input 3x32x32")
     teacher = _teacher(network, weights, input, mean, std, classes)
-    config = own_config(bits, method=method, rounds=rounds, data=data, seed=seed, every_input=every_input, device=device)
-    if estimate and not resume:
-        _announce(teacher, config, folder, output)
+    options: dict[str, Any] = {"seed": seed, "every_input": every_input, "bns_reduction": bns_reduction, "device": device}
+    config = own_config(bits, method=method, rounds=rounds, data=data, **options)
+    if not resume:
+        _announce(teacher, config, folder, output, estimated=estimate)
     try:
         done = quantize_and_export(
-            teacher, output, bits=bits, data=data, method=method, rounds=rounds, folder=folder, resume=resume,
-            seed=seed, every_input=every_input, device=device,
-        )  # fmt: skip
+            teacher, output, bits=bits, data=data, method=method, rounds=rounds, folder=folder, resume=resume, **options
+        )
     except KeyboardInterrupt:
         from adadfq_lab.runs.folder import checkpoints
 
@@ -150,8 +152,8 @@ def _class_names(classes: tuple[str, ...], count: int) -> int | tuple[str, ...]:
     return classes or count
 
 
-def _announce(teacher: "Teacher", config: "RunConfig", folder: Path, output: Path) -> None:
-    """Says what will happen and how long it takes, from a few seconds of rounds."""
+def _announce(teacher: "Teacher", config: "RunConfig", folder: Path, output: Path, *, estimated: bool) -> None:
+    """Says what is quantised and, if `estimated`, what will happen and how long it takes, from a few seconds of rounds."""
     import tempfile
     from dataclasses import replace
 
@@ -162,6 +164,8 @@ def _announce(teacher: "Teacher", config: "RunConfig", folder: Path, output: Pat
 
     for line in build_student(teacher, config).report().splitlines():
         _note(line)
+    if not estimated:
+        return
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "teacher.safetensors"
         save_teacher(teacher, path)

@@ -6,15 +6,14 @@ One round, one batch:  z, y -> G -> x -> P -> z_p, statistics
                        student's loss   -> gradient to Q's weights        -> SGD (after the warm-up)
 
 Q is run once and serves both players, since its weights do not change in between. The generator's loss is differentiated with
-respect to the images only, the student's with respect to Q's weights only, and P's weights never: no gradient is computed that
-is not used. Q learns from the images as they were before G's step, as in the released code of this line of work.
-
-`play` never makes the host wait for an accelerator: records hold tensors, and losses are looked at for NaN every
-`check_every` rounds, which still names the round it happened in.
+respect to the images only, the student's with respect to Q's weights only: no gradient is computed that is not used. Q learns
+from the images as they were before G's step, as in the released code. `play` does not make the host wait for an accelerator:
+records hold tensors, and losses are checked for NaN every `check_every` rounds, which still names the round of the first.
 """
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -38,7 +37,7 @@ from adadfq_lab.machine.files import save_tensors
 from adadfq_lab.machine.optimizers import Adam, backward
 from adadfq_lab.machine.torch_state import drawing_from, usual_torch
 from adadfq_lab.methods.generators import Generator
-from adadfq_lab.methods.method import Method, Rates, Round
+from adadfq_lab.methods.method import DrownedWarning, Method, Rates, Round, drowned
 from adadfq_lab.student.range_fitting import fit_ranges
 from adadfq_lab.student.student import Student
 from adadfq_lab.teacher.features import stages, with_features
@@ -63,7 +62,8 @@ class Game(Interruptible):
     precision:   "float32", "tf32" (CUDA's fast float32) or "bf16" (autocast)
     compile:     "off", "default" (torch.compile) or "graphs" (and CUDA graphs): see `compiling`; not part of what is saved
 
-    `bounds` may be set at any time and counts from the next round on. Raises UserError if P and Q disagree on classes.
+    `bounds` may be set at any time and counts from the next round on. Raises UserError if P and Q disagree on classes. Warns
+    if L_BNS is so large that G cannot follow the other terms: see `drowned`.
     """
 
     @usual_torch()
@@ -146,10 +146,9 @@ class Game(Interruptible):
         self.check()
 
     def round(self) -> Record:
-        """Plays one round: the generator's step, then the student's.
+        """Plays one round, the generator's step, then the student's; raises what `play` raises.
 
-        A round that an error or an interrupt ends leaves the game as it was before that round, or as it is after it.
-        Raises what `play` raises.
+        A round that an error or an interrupt ends leaves the game as it was before it, or as it is after it.
         """
         return self._guarded(self._play)
 
@@ -185,6 +184,8 @@ class Game(Interruptible):
         terms |= {f"student.{k}": v.detach() for k, v in terms_q.items()}
         agreement = (r.teacher_logits.detach().argmax(1) == r.student_logits.detach().argmax(1)).float().mean()
         self._note(index, terms)
+        if said := drowned(index, terms, self.fidelity):
+            warnings.warn(said, DrownedWarning, stacklevel=2)
         if learns:
             (gradient,) = torch.autograd.grad(total(terms_g), x, retain_graph=not warm)
             self._clear(self.generator_optimizer)

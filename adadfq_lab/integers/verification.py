@@ -142,6 +142,7 @@ def verify(
     *,
     student: Student | None = None,
     teacher: Teacher | None = None,
+    source: str = "",
     runtime: Runtime = "onnxruntime",
     repeats: int = 100,
 ) -> Verification:
@@ -153,6 +154,7 @@ def verify(
              Fashion-MNIST, otherwise the teacher's test set in the folder ADADFQ_DATA, otherwise images of random pixels
     student: the one the file was made from; by default the one stored beside it
     teacher: the student's; by default the shipped one of that name
+    source:  which images `data` is, in words, if it is a tensor
     runtime: what runs the file; "openvino" for a second opinion
     repeats: how often either network is timed
 
@@ -163,9 +165,9 @@ def verify(
     stored = student is None
     student = _stored_student(path, facts) if student is None else snapshot(student)
     run, teacher = load(path, runtime), teacher or _shipped_teacher(facts)
-    labels, predictions, outside, source, first = [], [], [], "", None
+    labels, predictions, outside, first = [], [], [], None
     with torch.inference_mode(), student.frozen():
-        for images, truth, source in _batches(data, facts):  # noqa: B007 (the source is the same for all)
+        for images, truth, shown in _batches(data, source, facts):  # noqa: B007 (`shown` is the same for all)
             labels.append(truth)
             by: list[Callable[[Tensor], Tensor]] = [student, run, *([] if teacher is None else [teacher])]
             predictions.append(torch.stack([model(images).argmax(1) for model in by]))
@@ -191,7 +193,7 @@ def verify(
         outside=_percent(torch.cat(outside)),
         fault=_fault(path, student, facts, first.clone()),
         images=len(by_file),
-        source=source,
+        source=shown,
         bytes=path.stat().st_size,
         float_bytes=_float_bytes(student),
         packed_bytes=_packed_bytes(path, student, stored),
@@ -311,9 +313,8 @@ def _stored_student(path: Path, facts: Facts) -> Student:
 # The images
 
 
-def _batches(data: ImageSet | Tensor | None, facts: Facts) -> Iterator[tuple[Tensor, Tensor | None, str]]:
+def _batches(data: ImageSet | Tensor | None, source: str, facts: Facts) -> Iterator[tuple[Tensor, Tensor | None, str]]:
     """(normalised images, labels or None, which images these are), a batch at a time."""
-    source = ""
     if data is None:
         data = _default_data(facts.data)
     mean, std = (torch.tensor(moments).view(1, -1, 1, 1) for moments in (facts.mean or (0.0,), facts.std or (1.0,)))

@@ -61,6 +61,34 @@ class Round:
         )
 
 
+LOUD, LOUD_ROUND = 100.0, 20
+"""L_BNS over all other terms of G's loss together, above which `drowned` speaks, and the round (from 1) that it looks at.
+
+With the shipped teachers, AdaDFQ has 12 and 8 there.
+"""
+
+
+class DrownedWarning(UserWarning):
+    """One term of G's loss is so large that the others do not count."""
+
+
+def drowned(index: int, terms: Terms, fidelity: Fidelity) -> str:
+    """One line if in round LOUD_ROUND the plain sum of L_BNS is LOUD times what the other terms of G are together; else "".
+
+    index, terms: of a record: rounds are counted from 0, and the names of G's terms begin with "generator."
+    """
+    if index + 1 != LOUD_ROUND or fidelity.bns_reduction != "sum" or "generator.bns" not in terms:
+        return ""
+    of_generator = {name: float(term.abs()) for name, term in terms.items() if name.startswith("generator.")}
+    bns, rest = of_generator["generator.bns"], sum(term for name, term in of_generator.items() if name != "generator.bns")
+    if len(of_generator) == 1 or bns <= LOUD * rest:
+        return ""
+    return (
+        f"L_BNS is {bns:,.0f} in round {LOUD_ROUND}, the other terms of G's loss are {rest:.2g} together and cannot be "
+        'followed; start again with the fidelity switch bns_reduction="normalized" (--bns-reduction normalized)'
+    )
+
+
 def default_generator(teacher: Teacher, fidelity: Fidelity) -> Generator:
     """The conditional generator of GDFQ, AdaSG and AdaDFQ."""
     return conditional_generator(len(teacher.info.classes), teacher.info.input_shape, eps=fidelity.generator_bn_eps)

@@ -67,25 +67,30 @@ def measured(folder: Path) -> dict[str, Any] | None:
     return found
 
 
+def count_of(game: Game) -> int:
+    """On how many generated images agreement is measured: 1,024 small ones, fewer large ones."""
+    return max(128, min(1024, 2**24 // math.prod(game.teacher.info.input_shape[1:])))
+
+
 @torch.no_grad()
-def on_generated(game: Game, plain: Student) -> Agreement:
-    """Agreement with P on held-out images of G as it is now: 1,024 small ones, fewer large ones.
+def on_generated(game: Game, plain: Student, *, observed: int = OBSERVED, count: int = 0) -> Agreement:
+    """Agreement with P on `count` held-out images of G as it is now, by default on `count_of` many.
 
     plain: the untrained student; its copy `calibrated` observes its ranges anew, on other new images of G
 
     The game is not changed.
     """
-    count = max(128, min(1024, 2**24 // math.prod(game.teacher.info.input_shape[1:])))
+    count = count or count_of(game)
     calibrated = copy.deepcopy(plain)
     for activation in calibrated.activations().values():
         activation.range.reset()
     with calibrated.observed():
-        for i in range(OBSERVED):
-            calibrated(_images(game, i))
+        for i in range(-observed, 0):
+            calibrated(held_out(game, i))
     hits: list[list[Tensor]] = [[], [], []]
     with game.student.frozen(), plain.frozen(), calibrated.frozen():
         for i in range(count // BATCH):
-            x = _images(game, OBSERVED + i)
+            x = held_out(game, i)
             truth = game.teacher(x).argmax(1)
             for found, student in zip(hits, (plain, calibrated, game.student), strict=True):
                 found.append(student(x).argmax(1) == truth)
@@ -94,9 +99,9 @@ def on_generated(game: Game, plain: Student) -> Agreement:
     return Agreement(first, second, third, f"{third.images:,} held-out generated images{kept}")
 
 
-def _images(game: Game, number: int) -> Tensor:
-    """Held-out batch number `number`, of random classes."""
-    seed = (game.seed + _NEW + (number << 20)) % 2**63
+def held_out(game: Game, number: int) -> Tensor:
+    """The held-out batch of that number, of classes drawn at random; ranges are observed on those below 0."""
+    seed = (game.seed + _NEW + ((OBSERVED + number) << 20)) % 2**63
     labels = torch.randint(game.classes, (BATCH,), generator=torch.Generator().manual_seed(seed))
     return game.generate(labels, seed=seed).contiguous(memory_format=torch.channels_last)
 

@@ -37,6 +37,7 @@ class RunConfig:
         schedule: When what happens, and how fast.
         settings: Of the method, by name, if they differ from its own; `--set alpha_ds=0.3` on the command line.
         fidelity: Which truth to follow where paper, released code and good sense differ.
+        bns_reduction: How L_BNS adds up: sum, mean, or normalized (by the running variances); as `fidelity` says if not given.
         every_input: Also quantise layer inputs that no ReLU precedes.
         precision: float32, tf32 (CUDA) or bf16 (autocast).
         compile: off; default has torch.compile make kernels for the networks, which takes minutes at the start and does not
@@ -59,6 +60,7 @@ class RunConfig:
     schedule: Schedule = field(default_factory=Schedule)
     settings: Annotated[dict[str, Any], Fixed, SuppressFixed] = field(default_factory=dict)
     fidelity: Literal["corrected", "paper", "released"] = "corrected"
+    bns_reduction: Literal["", "sum", "mean", "normalized"] = ""
     every_input: bool = False
     precision: Precision = "float32"
     compile: Compile = "off"

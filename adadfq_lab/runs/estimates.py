@@ -31,6 +31,7 @@ from adadfq_lab.game.game import Game
 from adadfq_lab.machine.memory import forget_peak, out_of_memory, peak, release_freed_memory
 from adadfq_lab.machine.timing import duration, finish, timed
 from adadfq_lab.machine.torch_state import drawing_from
+from adadfq_lab.runs.agreement import BATCH, count_of, on_generated
 from adadfq_lab.runs.config import RunConfig, smaller
 from adadfq_lab.runs.log import RecordLog
 from adadfq_lab.runs.players import build_game, build_student, fitting_data, observe_noise
@@ -50,7 +51,7 @@ class Estimate:
     """Seconds, and megabytes of 2^20 bytes.
 
     warmup_round, play_round: one round with its line in the log
-    setup, evaluation, checkpoint, report: of one each
+    setup, agreement, evaluation, checkpoint, report: of one each; `agreement` on generated images, `evaluation` on the run's
     peak_mb: of memory; on a GPU, of the GPU's
     disk_mb: size of the run's folder at the end
     """
@@ -61,6 +62,7 @@ class Estimate:
     warmup_round: float
     play_round: float
     setup: float
+    agreement: float
     evaluation: float
     evaluations: int
     checkpoint: float
@@ -74,7 +76,8 @@ class Estimate:
     def seconds(self) -> float:
         """Of the whole run."""
         rounds = self.warmup_rounds * self.warmup_round + (self.rounds - self.warmup_rounds) * self.play_round
-        return self.setup + rounds + self.evaluations * self.evaluation + self.checkpoints * self.checkpoint + self.report
+        measurements = self.agreement + self.evaluations * self.evaluation
+        return self.setup + rounds + measurements + self.checkpoints * self.checkpoint + self.report
 
     def as_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self) | {"seconds": self.seconds}
@@ -88,6 +91,7 @@ class Estimate:
             f"{duration((self.rounds - self.warmup_rounds) * self.play_round)}",
             f"measurements     {self.evaluations:8,} of {self.evaluation:.2f} s   "
             f"{duration(self.evaluations * self.evaluation)}",
+            f"agreement               1 of {self.agreement:.2f} s   {duration(self.agreement)}",
             f"checkpoints      {self.checkpoints:8,} of {self.checkpoint:.2f} s   "
             f"{duration(self.checkpoints * self.checkpoint)}",
             f"in all           {duration(self.seconds)}",
@@ -138,6 +142,8 @@ def estimate(config: RunConfig, *, seconds: float = 10.0) -> Estimate:
         evaluation, of_teacher = (look * total for look in looks)
         path = Path(folder) / "game.ckpt"
         saving = timed(lambda: game.save(path))
+        one = timed(lambda: on_generated(game, plain, observed=1, count=BATCH))
+        agreement = one * (count_of(game) // BATCH)  # observing takes about half of a batch, so this is a little too much
         disk = 2 * path.stat().st_size + size * config.rounds + 0.1 * 2**20  # the last: report.html
     evaluations = 1 + int(first < config.rounds and first > 0) if config.rounds else 0
     every = config.evaluate_every
@@ -151,6 +157,7 @@ def estimate(config: RunConfig, *, seconds: float = 10.0) -> Estimate:
         warmup_round=(warm or play) + share,
         play_round=(play or warm) + share,
         setup=built + setup + of_teacher + evaluation,
+        agreement=agreement,
         evaluation=evaluation,
         evaluations=evaluations,
         checkpoint=saving,

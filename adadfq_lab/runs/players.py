@@ -9,7 +9,7 @@ from adadfq_lab.data.image_sets import ImageSet
 from adadfq_lab.data.loading import load_data
 from adadfq_lab.equations import Bounds
 from adadfq_lab.errors import UserError
-from adadfq_lab.fidelity import fidelity
+from adadfq_lab.fidelity import Fidelity, fidelity
 from adadfq_lab.game.game import Game
 from adadfq_lab.machine.devices import pick_device
 from adadfq_lab.methods.registry import make_method
@@ -30,9 +30,15 @@ def observe_noise(student: Student, shape: tuple[int, int, int], *, batches: int
     student.observing = False
 
 
+def fidelity_of(config: RunConfig) -> Fidelity:
+    """The preset that `config` names, with its own answer on L_BNS if it has one."""
+    f = fidelity(config.fidelity)
+    return dataclasses.replace(f, bns_reduction=config.bns_reduction) if config.bns_reduction else f
+
+
 def build_student(teacher: Teacher, config: RunConfig) -> Student:
     """Q before the first round, as `config` asks."""
-    f = fidelity(config.fidelity)
+    f = fidelity_of(config)
     return quantize(teacher, config.bits, ste=f.ste, rule=f.observer, zero_point=f.zero_point, every_input=config.every_input)
 
 
@@ -51,7 +57,7 @@ def build_game(config: RunConfig, teacher: Teacher) -> Game:
         method,
         seed=config.seed,
         schedule=config.schedule,
-        fidelity=config.fidelity,
+        fidelity=fidelity_of(config),
         gains_every=config.gains_every,
         precision=config.precision,
         compile=config.compile,

@@ -14,13 +14,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from adadfq_lab.data.image_sets import ImageSet
 from adadfq_lab.errors import UserError
-from adadfq_lab.integers.export import Exported, export_onnx
+from adadfq_lab.game.game import Game
+from adadfq_lab.integers.export import Exported, declares_range, export_onnx
 from adadfq_lab.integers.verification import Verification, verify
 from adadfq_lab.machine.environment import import_extra
 from adadfq_lab.machine.files import write_atomically
+from adadfq_lab.runs.agreement import BATCH, count_of, held_out
 from adadfq_lab.runs.config import RunConfig
+from adadfq_lab.runs.folder import last_checkpoint
 from adadfq_lab.runs.players import images_of
 from adadfq_lab.runs.recipes import usual_run
 from adadfq_lab.runs.run import Result, run
@@ -35,12 +41,16 @@ MOST_VERIFIED = 2000
 
 @dataclass(frozen=True)
 class Quantized:
-    """What `quantize_and_export` made. `verification` is None if ONNX Runtime is not installed."""
+    """What `quantize_and_export` made. `verification` is None if ONNX Runtime is not installed.
+
+    mostly_float: one line if most weights of the student stay float, "" otherwise
+    """
 
     result: Result
     exported: Exported
     verification: Verification | None
     report: Path
+    mostly_float: str = ""
 
     def as_json(self) -> dict[str, Any]:
         checked = self.verification.as_json() if self.verification else None
@@ -57,7 +67,8 @@ class Quantized:
             checked += f"{v.bytes:,} bytes, {100 * v.bytes / v.float_bytes:.0f} % of float32"
         else:
             checked = f"{self.exported.file} was not run, since onnxruntime is not installed"
-        return "\n".join([self.result.table(), "", str(self.exported), checked, f"report: {self.report}"])
+        lines = [self.mostly_float, self.result.table(), "", str(self.exported), checked, f"report: {self.report}"]
+        return "\n".join(lines if self.mostly_float else lines[1:])
 
 
 def own_config(bits: str = "4w4a", *, method: str = METHOD, rounds: int = 0, data: str = "", **options: Any) -> RunConfig:
@@ -113,12 +124,27 @@ def finish(folder: Path, output: Path, result: Result) -> Quantized:
     except UserError:
         pass
     else:
-        checked = verify(output, _some(images), student=student, teacher=teacher, repeats=20)
-    done = Quantized(result, exported, checked, folder / "report.html")
+        sample, source = _sample(folder, teacher, images)
+        checked = verify(output, sample, student=student, teacher=teacher, source=source, repeats=20)
+    done = Quantized(result, exported, checked, folder / "report.html", student.mostly_float)
     write_atomically(folder / "quantized.json", json.dumps(done.as_json(), indent=1).encode())
     return done
 
 
-def _some(images: ImageSet | None) -> ImageSet | None:
-    """A sample of labelled images; None for others, in whose place `verify` takes random pixels."""
-    return images.take(MOST_VERIFIED) if images is not None and images.labelled else None
+@torch.no_grad()
+def _sample(folder: Path, teacher: Teacher, images: ImageSet | None) -> tuple[ImageSet | Tensor, str]:
+    """Images to compare the file with the student on, and what they are: those of the run, else new ones of its generator.
+
+    Generated ones are cut to what pixels can be, if the teacher's mean and std say what that is.
+    """
+    if images is not None and images.labelled:
+        return images.take(MOST_VERIFIED), ""
+    game = Game.resume(last_checkpoint(folder), teacher=teacher)
+    count = count_of(game)
+    if images is not None:
+        some = images.take(count)
+        return torch.cat([teacher.normalize(x) for x, _ in some.batches(BATCH)]), some.source
+    made = torch.cat([held_out(game, i) for i in range(count // BATCH)])
+    if declares_range(teacher.info.mean, teacher.info.std):
+        made = (teacher.denormalize(made) - teacher.mean) / teacher.std
+    return made, f"{len(made):,} held-out generated images"

@@ -16,6 +16,7 @@ import json
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -34,6 +35,7 @@ from adadfq_lab.machine.distributed import hand_out, receive
 from adadfq_lab.machine.files import write_atomically
 from adadfq_lab.machine.interrupts import interrupts_wait
 from adadfq_lab.machine.memory import keep_freed_memory, out_of_memory
+from adadfq_lab.methods.method import DrownedWarning, drowned
 from adadfq_lab.runs.agreement import CAUTION, Agreement, chance, on_generated, on_images, rows, table
 from adadfq_lab.runs.config import RunConfig, offer
 from adadfq_lab.runs.folder import _claimed, checkpoints, resumed, round_of, save_checkpoint
@@ -240,7 +242,12 @@ def _play(
     latest = log.measured("accuracy") or calibrated
     student: Accuracy | None = None
     try:
-        with interrupts_wait(lambda: _lost(game, folder)) as interrupt, _saved_on_interrupt(log, game, folder), progress:
+        with (
+            interrupts_wait(lambda: _lost(game, folder)) as interrupt,
+            _saved_on_interrupt(log, game, folder),
+            progress,
+            warnings.catch_warnings(action="ignore", category=DrownedWarning),
+        ):
             for record in game.play(config.rounds - game.index):
                 done = record.index + 1
                 extra: dict[str, Any] = {"seconds": round(before + time.perf_counter() - started, 2)}
@@ -252,6 +259,9 @@ def _play(
                     best = max(best or latest, latest, key=lambda a: a.top1)
                     student = latest if done == config.rounds else None
                 log.write(record, extra)
+                if said := drowned(record.index, record.terms, game.fidelity):
+                    note = "; ".join(filter(None, (note, said)))
+                    tqdm.write(f"adadfq: {said}", file=sys.stderr)
                 if config.save_every and done % config.save_every == 0 and done < config.rounds:
                     log.sync()
                     save_checkpoint(game, folder)

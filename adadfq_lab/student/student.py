@@ -170,6 +170,19 @@ class Student(nn.Module):
             "nothing yet: play a game, or call it on images first"
         )
 
+    @property
+    def mostly_float(self) -> str:
+        """One line if most weights are not quantised; "" otherwise."""
+        weights, left = sum(layer.weight.numel() for layer in self.layers().values()), self._float_weights()
+        if (remain := sum(left.values())) <= weights:
+            return ""
+        largest = max(left, key=left.__getitem__)
+        share = 100 * weights / (weights + remain)
+        return (
+            f"MOST WEIGHTS STAY FLOAT: {share:.0f} % are quantised, {weights:,} of {weights + remain:,}; "
+            f"the largest that stays is {largest}"
+        )
+
     def left_float(self) -> list[str]:
         """What still computes on unquantised floats, one phrase each: layers, weights, products, layer inputs."""
         return [*self._float_weights(), *(f"input of {name} ({source})" for name, source in _float_inputs(self.graph))]
@@ -198,12 +211,8 @@ class Student(nn.Module):
         learned = ", scales learned" if self.quantization.learned else ""
         weights = sum(layer.weight.numel() for layer in layers.values())
         convs = sum(isinstance(layer, QuantConv2d) for layer in layers.values())
-        left, inputs = self._float_weights(), _float_inputs(self.graph)
-        remain = sum(left.values())
-        first = []
-        if remain > weights:
-            share = 100 * weights / (weights + remain)
-            first.append(f"MOST WEIGHTS STAY FLOAT: {share:.0f} % are quantised, {weights:,} of {weights + remain:,}")
+        inputs = _float_inputs(self.graph)
+        first = [self.mostly_float] if self.mostly_float else []
         if 2 * len(inputs) > len(layers) > 4:
             first.append(
                 f"MOST INPUTS STAY FLOAT: those of {len(inputs)} of {len(layers)} layers, which no ReLU precedes; "

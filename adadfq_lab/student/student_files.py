@@ -48,7 +48,7 @@ def load_student(path: Path, teacher: Teacher | None = None) -> tuple[Teacher, S
     teacher = teacher or _find_teacher(path, info)
     if teacher.info.sha256 != info.sha256:
         raise UserError(f"{path} was made from another teacher than {teacher.info.name} (sha256 differs)")
-    return teacher, _rebuild(path, teacher.network, tensors, quantization)
+    return teacher, _rebuild(path, teacher.network, teacher.info, tensors, quantization)
 
 
 def rebuild_student(path: Path) -> tuple[TeacherInfo, Student, str]:
@@ -57,8 +57,7 @@ def rebuild_student(path: Path) -> tuple[TeacherInfo, Student, str]:
     Raises UserError as `load_student` does, and for a network that the file cannot rebuild.
     """
     tensors, info, quantization, sha256 = _read(path)
-    network = network_of(info)
-    return info, _rebuild(path, network, tensors, quantization), sha256
+    return info, _rebuild(path, network_of(info), info, tensors, quantization), sha256
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], TeacherInfo, dict[str, Any], str]:
@@ -104,9 +103,11 @@ def _find_teacher(path: Path, info: TeacherInfo) -> Teacher:
     return load_teacher(name)
 
 
-def _rebuild(path: Path, network: nn.Module, tensors: dict[str, Tensor], quantization: dict[str, Any]) -> Student:
+def _rebuild(
+    path: Path, network: nn.Module, info: TeacherInfo, tensors: dict[str, Tensor], quantization: dict[str, Any]
+) -> Student:
     try:
-        student = quantize(network, **quantization)
+        student = quantize(network, input_shape=info.input_shape, **quantization)
         student.load_state_dict(tensors)
     except (TypeError, RuntimeError, UserError) as error:
         raise UserError(f"{path} does not fit its network: {first_line(error)}") from None

@@ -163,7 +163,7 @@ def row(folder: Path, budget: str) -> Row:
         config.seed,
         config.data,
         budget,
-        config.fidelity,
+        ", ".join(filter(None, (config.fidelity, config.bns_reduction and f"L_BNS {config.bns_reduction}"))),
         Path(config.teacher).stem,
         result["teacher"],
         result["plain"],

@@ -55,12 +55,14 @@ _MODULES = {
 }
 
 
-def describe(network: nn.Module) -> tuple[str, dict[str, Tensor]]:
+def describe(network: nn.Module, shape: tuple[int, ...] | None = None) -> tuple[str, dict[str, Tensor]]:
     """`network` as JSON, and its tensors by name.
+
+    shape: (C, H, W) of its images; None to try the usual ones
 
     Raises UserError if it cannot be traced, or if it calls something that a description cannot name: which one.
     """
-    module = traced(network)
+    module = traced(network, shape)
     _drop_what_eval_skips(module.graph)
     nodes = [_node_as_json(node) for node in module.graph.nodes]
     called = dict.fromkeys(str(node.target) for node in module.graph.nodes if node.op == "call_module")

@@ -45,9 +45,26 @@ def rewrite(found: Execution) -> fx.GraphModule:
         elif node.op == "call_method" and node.target == "view" and not any(isinstance(a, torch.dtype) for a in node.args):
             node.target = "reshape"  # the same where view works; activations here are laid out channels last
     graph.eliminate_dead_code()
+    _drop_unread(module)
     graph.lint()
     module.recompile()
     return module
+
+
+def _drop_unread(module: fx.GraphModule) -> None:
+    """Removes modules and tensors that no node uses, as in a container whose batch norm is now a module inside it."""
+    module.delete_all_unused_submodules()
+    called, read = set[int](), set[tuple[int, str]]()
+    for node in module.graph.nodes:
+        if node.op == "call_module":
+            called.update(map(id, module.get_submodule(str(node.target)).modules()))
+        elif node.op == "get_attr":
+            owner, _, name = str(node.target).rpartition(".")
+            read.add((id(module.get_submodule(owner)), name))
+    for part in module.modules():
+        for tensors in (part._parameters, part._buffers) if id(part) not in called else ():
+            for name in [name for name in tensors if (id(part), name) not in read]:
+                del tensors[name]
 
 
 def _replace(node: fx.Node, by: fx.Node) -> None:

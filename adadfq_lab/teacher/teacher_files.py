@@ -47,7 +47,7 @@ def described(teacher: Teacher) -> tuple[TeacherInfo, dict[str, Tensor]]:
         for graph in (info.graph, ""):
             if _rebuilds(dataclasses.replace(info, graph=graph), tensors, teacher.network, x):
                 return dataclasses.replace(info, graph=graph), tensors
-        graph, tensors = describe(teacher.network)
+        graph, tensors = describe(teacher.network, info.input_shape)
         info = dataclasses.replace(info, graph=graph)
         if not _rebuilds(info, tensors, teacher.network, x):
             raise UserError(f"{info.name} cannot be saved: rebuilt from its graph it gives other logits")

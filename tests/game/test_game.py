@@ -2,6 +2,7 @@
 
 import dataclasses
 import gc
+import itertools
 import math
 
 import pytest
@@ -29,6 +30,7 @@ from adadfq_lab.data.accuracy import accuracy
 from adadfq_lab.data.image_sets import ImageSet
 from adadfq_lab.equations import Bounds
 from adadfq_lab.errors import UserError
+from adadfq_lab.fidelity import FIDELITY
 from adadfq_lab.game.game import Game, NonFiniteError
 from adadfq_lab.game.history import Record
 from adadfq_lab.game.schedule import Schedule
@@ -36,7 +38,7 @@ from adadfq_lab.methods.adadfq import adadfq
 from adadfq_lab.methods.adasg import adasg
 from adadfq_lab.methods.arc import arc
 from adadfq_lab.methods.gdfq import gdfq
-from adadfq_lab.methods.method import Method, Round
+from adadfq_lab.methods.method import DrownedWarning, Method, Round
 from adadfq_lab.student.quantize import quantize
 from adadfq_lab.student.student import Student
 from adadfq_lab.teacher.teacher import Teacher, wrap_teacher
@@ -603,6 +605,27 @@ def test_images_whose_sides_four_does_not_divide_are_played():
     teacher = tiny_teacher(shape=(1, 10, 9))
     game = play(tiny_game(teacher=teacher), 2)
     assert game.generate(torch.tensor([0, 1])).shape == (2, 1, 10, 9)
+
+
+def test_a_teacher_whose_l_bns_drowns_the_other_terms_is_said_once():
+    """The same function with activations 30 times as large: L_BNS grows by 30^2 to 30^4, its normalised form does not."""
+    P = tiny_teacher()
+    x = torch.randn(4, *SHAPE)
+    logits = P(x)
+    for conv, norm in itertools.pairwise(P.network.modules()):
+        if isinstance(norm, nn.BatchNorm2d):
+            conv.weight.data *= 30
+            norm.running_mean *= 30
+            norm.running_var *= 30**2
+            norm.eps *= 30**2
+    assert torch.allclose(P(x), logits, atol=1e-4)
+    game = tiny_game(teacher=P, warmup=25)
+    with pytest.warns(DrownedWarning, match=r"^L_BNS is [\d,]{9,} in round 20, .* bns_reduction=.normalized") as said:
+        play(game, 21)
+    assert len(said) == 1 and "\n" not in str(said[0].message)
+    normalized = dataclasses.replace(FIDELITY["corrected"], bns_reduction="normalized")
+    for options in ({}, {"teacher": P, "fidelity": normalized}):  # a warning is an error here
+        play(tiny_game(warmup=25, **options), 21)
 
 
 # Precision
