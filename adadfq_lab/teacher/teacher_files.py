@@ -18,6 +18,7 @@ from adadfq_lab.machine.fields import build
 from adadfq_lab.machine.files import load_tensors, save_tensors
 from adadfq_lab.machine.torch_state import untouched_torch
 from adadfq_lab.teacher.architecture import build_described, describe
+from adadfq_lab.teacher.checking import close
 from adadfq_lab.teacher.networks import build_network
 from adadfq_lab.teacher.teacher import Teacher, TeacherInfo
 from adadfq_lab.teacher.zoo import ZOO, load_zoo_teacher
@@ -45,17 +46,17 @@ def described(teacher: Teacher) -> tuple[TeacherInfo, dict[str, Tensor]]:
     with untouched_torch():
         x = torch.randn(2, *info.input_shape, generator=torch.Generator().manual_seed(0))
         for graph in (info.graph, ""):
-            if _rebuilds(dataclasses.replace(info, graph=graph), tensors, teacher.network, x):
+            if _rebuilds(dataclasses.replace(info, graph=graph), tensors, teacher, x):
                 return dataclasses.replace(info, graph=graph), tensors
         graph, tensors = describe(teacher.network, info.input_shape)
         info = dataclasses.replace(info, graph=graph)
-        if not _rebuilds(info, tensors, teacher.network, x):
+        if not _rebuilds(info, tensors, teacher, x):
             raise UserError(f"{info.name} cannot be saved: rebuilt from its graph it gives other logits")
     return info, tensors
 
 
-def _rebuilds(info: TeacherInfo, tensors: dict[str, Tensor], network: nn.Module, x: Tensor) -> bool:
-    """Whether the network that `info` names computes what `network` does, on `x`."""
+def _rebuilds(info: TeacherInfo, tensors: dict[str, Tensor], teacher: Teacher, x: Tensor) -> bool:
+    """Whether the network that `info` names computes what `teacher` does, on `x`."""
     try:
         again = network_of(info)
         again.load_state_dict(tensors)
@@ -66,7 +67,7 @@ def _rebuilds(info: TeacherInfo, tensors: dict[str, Tensor], network: nn.Module,
     with torch.no_grad():
         x = x.to(weight.device).contiguous(memory_format=torch.channels_last)
         try:
-            return bool(torch.allclose(again(x), network(x), rtol=1e-4, atol=1e-5, equal_nan=True))
+            return close(again(x), teacher(x))
         except (RuntimeError, TypeError):
             return False
 
