@@ -67,11 +67,23 @@ class QuantConv2d(QuantLayer):
         b = -bn.running_mean * a
         return a, b if bn.bias is None else b + bn.bias
 
+    @property
+    def _skips_pixels(self) -> bool:
+        """Whether it is a 1x1 convolution that skips pixels and has fewer than 16 input channels, as a shortcut may.
+
+        oneDNN writes past its memory in the gradient of its weight (github.com/uxlfoundation/oneDNN/issues/6035): a crash, or a
+        wrong gradient. Without those pixels the stride is 1, and it does not.
+        """
+        one = self.weight.shape[2:] == (1, 1) and self.weight.shape[1] < 16 and self.padding_mode == "zeros"
+        return one and not any(self._pad) and max(self.stride) > 1
+
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The convolution alone, with the padding this layer has."""
         if self.padding_mode != "zeros":
             x = F.pad(x, self._pad, mode=self.padding_mode)
             return F.conv2d(x, weight, bias, self.stride, 0, self.dilation, self.groups)
+        if self._skips_pixels:
+            return F.conv2d(x[:, :, :: self.stride[0], :: self.stride[1]], weight, bias, groups=self.groups)
         return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
     def forward(self, x: Tensor) -> Tensor:

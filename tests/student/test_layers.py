@@ -164,3 +164,16 @@ def test_the_right_layer_for_each_module():
     assert [layer.bits for layer in layers] == [4, 4]
     assert "2, 3" in str(layers[0]) and "4 bits" in str(layers[0])
     assert "2, 3" in str(layers[1]) and "4 bits" in str(layers[1])
+
+
+@pytest.mark.parametrize("inside", [1, 3, 4, 12])
+def test_a_narrow_shortcut_that_skips_pixels_has_the_gradient_of_its_definition(inside, generator):
+    """A 1x1 convolution of stride 2 in float32, channels last: oneDNN's own gradient is wrong on AVX2, or crashes."""
+    layer = QuantConv2d(nn.Conv2d(inside, 8, 1, stride=2), None, 8, "identity", "rounded")
+    x = torch.randn(8, inside, 15, 14, generator=generator)
+    out = layer(x.contiguous(memory_format=torch.channels_last))
+    truth = torch.einsum("nchw,oc->nohw", x[:, :, ::2, ::2], layer.quantized_weight()[:, :, 0, 0]) + layer.bias.view(-1, 1, 1)
+    assert torch.allclose(out, truth, atol=1e-5)
+    (gradient,) = torch.autograd.grad(out.square().sum(), layer.weight)
+    expected = 2 * torch.einsum("nohw,nchw->oc", truth.detach(), x[:, :, ::2, ::2])
+    assert torch.allclose(gradient[:, :, 0, 0], expected, rtol=1e-4, atol=1e-3)
