@@ -6,7 +6,7 @@ and maximum. What comes out is the quantizer that every method here has: per ten
 integers. Q's weights learn three times as fast as in AdaDFQ.
 
 No paper of its own. LSQ: Esser et al., Learned Step Size Quantization, ICLR 2020. Both rates were chosen on training images of
-CIFAR-10: docs/what_limits_the_student.md.
+CIFAR-10; docs/what_limits_the_student.md has what they give on test images.
 """
 
 import dataclasses

@@ -5,8 +5,8 @@ value, is cut to where rounding costs least on G's images, and stays; from then 
 bits the cut is to about half, and is worth more than the choice of method. The quantizer is the one that every method here has:
 per tensor, static, n bits in every layer.
 
-No paper of its own: ranges of least squared error are an old tool of calibration. docs/what_limits_the_student.md has the
-measurements that led here.
+No paper of its own: ranges of least squared error are an old tool of calibration. docs/what_limits_the_student.md has
+what it gives.
 """
 
 import dataclasses
