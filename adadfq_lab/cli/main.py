@@ -5,6 +5,7 @@ ends in one line and exit status 2, Ctrl-C in 130 after the run was saved.
 """
 
 import contextlib
+import errno
 import functools
 import inspect
 import io
@@ -106,7 +107,8 @@ def main(arguments: list[str] | None = None) -> None:
             _fail(str(error))
         except OSError as error:
             if error.errno in FULL:
-                _fail(f"cannot write: {error.strerror}; make room, then the same command")
+                what = "name a folder elsewhere" if error.errno == errno.EROFS else "make room, then the same command"
+                _fail(f"cannot write: {error.strerror}; {what}")
             if error.filename is None:
                 raise
             _fail(f"cannot use {error.filename}: {error.strerror}")
