@@ -103,29 +103,12 @@ def test_adadfq_grid_plays_and_shows(tmp_path, monkeypatch, capsys):
     teacher, root = tmp_path / "teacher.safetensors", str(tmp_path / "grid")
     saved_teacher(teacher, classes=10, data="cifar10")
     images_for(tmp_path, "cifar10")
-    options = [
-        "--teacher",
-        str(teacher),
-        "--rounds",
-        "3",
-        "--batch",
-        "4",
-        "--warmup",
-        "1",
-        "--observe",
-        "2",
-        "--engine",
-        "inprocess",
-    ]
+    options = f"--teacher {teacher} --rounds 3 --batch 4 --warmup 1 --observe 2 --engine inprocess".split()
     main(["grid", "play", root, "--vary", "lower=0,0.2", "seed=0,1", *options, "--json"])
     played = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert played["counts"] == {"done": 4, "running": 0, "failed": 0, "damaged": 0, "stopped": 0, "waiting": 0}
-    assert sorted((run["options"]["lower"], run["options"]["seed"]) for run in played["runs"]) == [
-        (0, 0),
-        (0, 1),
-        (0.2, 0),
-        (0.2, 1),
-    ]
+    found = sorted((run["options"]["lower"], run["options"]["seed"]) for run in played["runs"])
+    assert found == [(0, 0), (0, 1), (0.2, 0), (0.2, 1)]
     assert all(run["rounds"] == run["of"] == 3 and run["starts"] == 1 and 0 <= run["student"] <= 100 for run in played["runs"])
     with pytest.raises(SystemExit, match="2"):
         main(["grid", "play", root, "--vary", "teacher=nobody", *options])
@@ -146,19 +129,5 @@ def test_a_table_is_played_by_an_engine(tmp_path, monkeypatch, capsys):
     teacher = tmp_path / "teacher.safetensors"
     saved_teacher(teacher, classes=10, data="cifar10")
     images_for(tmp_path, "cifar10")
-    main(
-        [
-            "table",
-            "--play",
-            "--methods",
-            "gdfq",
-            "adadfq",
-            "--teacher",
-            str(teacher),
-            "--engine",
-            "inprocess",
-            "--folder",
-            str(tmp_path / "t"),
-        ]
-    )
+    main(f"table --play --methods gdfq adadfq --teacher {teacher} --engine inprocess --folder {tmp_path / 't'}".split())
     assert "| gdfq " in (text := capsys.readouterr().out) and "| adadfq " in text
