@@ -1,7 +1,7 @@
 # ---
 # jupyter:
 #   adadfq_lab:
-#     built: 5238fce0da429a43
+#     built: 42bdf488c11fde91
 #   kernelspec:
 #     display_name: Python 3 (ipykernel)
 #     language: python
@@ -231,7 +231,7 @@ band.start()
 #
 # - **H_min of the batch.** One sample in each batch is the minimum and has H' = 0 whatever G does: the grey bar, 6 % of all.
 #   The others are measured from it, so the walls move with the worst sample.
-# - **γ = 1.** L_BNS is many times the hinge: G serves P's memory first.
+# - **γ = 1**, and with it the statistics. L_BNS is many times the hinge: G serves P's memory first.
 # - **Q learns.** Q closes the gap wherever G has just gone.
 
 

@@ -1,7 +1,7 @@
 # ---
 # jupyter:
 #   adadfq_lab:
-#     built: f0774fcce688e55d
+#     built: dde6ed941b21fa7e
 #   kernelspec:
 #     display_name: Python 3 (ipykernel)
 #     language: python
@@ -276,7 +276,7 @@ lab.check.play_round(play_round)
 # %% [markdown]
 # Now everything you wrote plays: 17 functions from notebooks 01 to 07, those that a check accepted. For the others you borrow
 # the library's. Beside yours plays the library's game, from the same weights and with the same draws. **Predict first:** in
-# which round will the losses differ, if in any? It takes a minute or two.
+# which round will the losses differ, if in any? It takes some ten seconds.
 
 # %%
 lab.capstone()

@@ -188,7 +188,7 @@ def grid_explorer(grid: Mapping[str, Any] | None = None) -> Control:
     pairs = [(i, j) for i in range(len(lower)) for j in range(len(upper)) if known[i, j]]
     inputs["cell"] = w.Dropdown(
         options=[(f"{lower[i]:.1f} to {upper[j]:.1f}", (i, j)) for i, j in pairs],
-        value=pairs[0], **controls.named(w.Dropdown, "λ_l to λ_u"),
+        value=pairs[0], **controls.named("λ_l to λ_u"),
     )  # fmt: skip
     buttons = {pair: w.Button(layout={"width": "62px", "height": "34px"}) for pair in pairs}
 

@@ -79,16 +79,21 @@ def control(title: str, inputs: Mapping[str, Any], draw: Callable[[], str]) -> C
     return made
 
 
-def named(kind: Any, name: str) -> dict[str, Any]:
-    """Arguments that give a widget of `kind` its name as description, with indices typeset; ipywidgets 7 takes HTML unasked."""
-    asked = {"description_allow_html": True} if hasattr(kind, "description_allow_html") else {}
-    return {"description": typeset(name), "style": STYLE, "layout": WIDE, **asked}
+LOW = {"λ_l": "λₗ", "λ_u": "λᵤ", "H_min": "Hₘᵢₙ"}
+"""Names with low letters of Unicode: ipywidgets strips `<sub>` from a description."""
+
+
+def named(name: str) -> dict[str, Any]:
+    """Arguments that give a widget its description and the look of the others."""
+    for written, low in LOW.items():
+        name = name.replace(written, low)
+    return {"description": name, "style": STYLE, "layout": WIDE}
 
 
 def toggle(name: str, options: Sequence[Any], value: Any, **more: Any) -> Any:
     """Buttons of which one is pressed; `options` as ipywidgets has them: values, or (label, value) pairs."""
     kind = ipywidgets().ToggleButtons
-    settings = named(kind, name) | {"style": {**STYLE, "button_width": "auto"}}
+    settings = named(name) | {"style": {**STYLE, "button_width": "auto"}}
     return kind(options=options, value=value, **settings | more)
 
 
@@ -96,28 +101,33 @@ def slider(name: str, value: float, low: float, high: float, step: float, **more
     """A slider of whole numbers if `step` is one, else of reals; without `more` it reports its value when released."""
     w = ipywidgets()
     kind = w.IntSlider if isinstance(step, int) else w.FloatSlider
-    settings = {"value": value, "min": low, "max": high, "step": step, "continuous_update": False, **named(kind, name)}
+    settings = {"value": value, "min": low, "max": high, "step": step, "continuous_update": False, **named(name)}
     return kind(**settings | more)
 
 
 def dial_inputs(dials: Dials, step: float) -> dict[str, Any]:
-    """An input for each of the dials, set to `dials`; the bounds move in steps of `step`."""
+    """An input for each of the dials, set to `dials`; the bounds move in steps of `step`, λ_u above λ_l."""
     more: dict[str, Any] = {"continuous_update": True, "layout": {"width": "330px"}}
     floors, holds = [("zero", "zero"), ("the batch's", "batch")], [("held", False), ("learns", True)]
-    return {
+    inputs = {
         "lower": slider("λ_l", dials.bounds.lower, 0.0, 0.95, step, **more),
-        "upper": slider("λ_u", dials.bounds.upper, 0.05, 1.0, step, **more),
+        "upper": slider("λ_u", dials.bounds.upper, dials.bounds.lower + step, 1.0, step, **more),
         "floor": toggle("H_min", floors, dials.floor, layout=more["layout"]),
-        "beta": slider("β, of L_bal", dials.beta, 0.0, 1.0, 0.05, **more),
-        "gamma": slider("γ, of L_BNS", dials.gamma, 0.0, 1.0, 0.05, **more),
+        "beta": slider("β, balance", dials.beta, 0.0, 1.0, 0.05, **more),
+        "gamma": slider("γ, statistics", dials.gamma, 0.0, 1.0, 0.05, **more),
         "student": toggle("Q", holds, dials.student_learns, layout=more["layout"]),
     }
 
+    def push(change: Any) -> None:
+        inputs["upper"].min = round(change["new"] + step, 4)  # moves its value up if need be
+
+    inputs["lower"].observe(push, names="value")
+    return inputs
+
 
 def read_dials(inputs: Mapping[str, Any]) -> Dials:
-    """What these inputs say; an upper bound at or below the lower one counts as just above it."""
-    lower, upper = (round(inputs[name].value, 4) for name in ("lower", "upper"))
-    bounds = Bounds(lower, max(upper, round(lower + 0.01, 4)))
+    """What these inputs say."""
+    bounds = Bounds(*(round(inputs[name].value, 4) for name in ("lower", "upper")))
     return Dials(bounds, inputs["floor"].value, inputs["beta"].value, inputs["gamma"].value, inputs["student"].value)
 
 

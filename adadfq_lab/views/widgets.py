@@ -84,7 +84,7 @@ def bounds_explorer(
     start = bounds or (run.game.bounds if run is not None else Bounds())
     slider = w.FloatRangeSlider(
         value=(start.lower, start.upper), min=0, max=1, step=0.05, readout_format=".2f", continuous_update=True,
-        **controls.named(w.FloatRangeSlider, "λ_l and λ_u"),
+        **controls.named("λ_l and λ_u"),
     )  # fmt: skip
     inputs: dict[str, Any] = {"bounds": slider}
     if run is None:
