@@ -21,13 +21,14 @@ from adadfq_lab.data.image_sets import ImageSet
 from adadfq_lab.errors import UserError
 from adadfq_lab.game.game import Game
 from adadfq_lab.integers.export import Exported, declares_range, export_onnx
+from adadfq_lab.integers.operations import operations
 from adadfq_lab.integers.verification import Verification, verify
 from adadfq_lab.machine.environment import import_extra
 from adadfq_lab.machine.files import write_atomically
 from adadfq_lab.runs.agreement import BATCH, count_of, held_out
 from adadfq_lab.runs.config import RunConfig
 from adadfq_lab.runs.folder import last_checkpoint
-from adadfq_lab.runs.players import images_of
+from adadfq_lab.runs.players import build_student, images_of
 from adadfq_lab.runs.recipes import usual_run
 from adadfq_lab.runs.run import Result, run
 from adadfq_lab.student.student_files import load_student
@@ -101,7 +102,8 @@ def quantize_and_export(
     resume:  continue the run in `folder`
     options: other fields of RunConfig, such as seed=1, device="cuda" or every_input=True
 
-    Raises UserError before any round if an option is wrong, the images are not the teacher's, or onnx is missing.
+    Raises UserError before any round if an option is wrong, the images are not the teacher's, a part of the network has no
+    integer form (which), or onnx is missing.
     """
     output = Path(output)
     if output.suffix != ".onnx" or not output.resolve().parent.is_dir():
@@ -109,6 +111,7 @@ def quantize_and_export(
     folder = Path(folder) if folder else output.with_suffix("")
     import_extra("onnx")
     config = own_config(bits, method=method, rounds=rounds, data=data, **options)
+    operations(build_student(teacher, config), teacher.info.input_shape)  # what has no integer form is named before the run
     result = run(config, folder, teacher=teacher, resume=resume, quiet=quiet)
     return finish(folder, output, result)
 

@@ -33,6 +33,11 @@ def build():
     return Net()
 
 
+def upsampled():
+    parts = [nn.Conv2d(3, 4, 3, 2), nn.BatchNorm2d(4), nn.ReLU(), nn.Upsample(scale_factor=2, mode="bilinear"), nn.Flatten()]
+    return nn.Sequential(*parts, nn.Linear(144, 4))
+
+
 def broken():
     return Nett()
 
@@ -104,6 +109,7 @@ def test_from_code_and_weights_to_a_verified_file(here, capsys):
         ("quantize model.py:build --input 3x8x8 --weights other.pt", "does not fit the network: of 14 tensors, 11 are missing"),
         ("quantize model.py:build --input 3x8x8 --classes a b", "the network gives 4 logits, --classes names 2"),
         ("quantize model.py:build --input 3x8x8 --output q.txt --no-estimate", "q.txt must end in .onnx"),
+        ("quantize model.py:upsampled --input 3x8x8 --no-estimate", "3 (Upsample) has no integer form here; replace it"),
         ("quantize model.py:build --input 3x8x8 --bits 9w9a", "9w9a is not a bit width"),
         ("quantize --resume --run nowhere", "nowhere holds no run to resume"),
         ("train --teacher model.py:build", "model.py:build is code, not a teacher; adadfq quantize model.py:build"),
