@@ -1,7 +1,7 @@
 # ---
 # jupyter:
 #   adadfq_lab:
-#     built: f11b6a3da3a127dc
+#     built: e129b2713a91ce75
 #   kernelspec:
 #     display_name: Python 3 (ipykernel)
 #     language: python
@@ -248,8 +248,8 @@ print(f"Q, learned as well        {lab.accuracy(game.student, data, P.normalize)
 
 # %% [markdown]
 # Q is usable again, without one real image. Two things did that, and they are worth telling apart. *Calibration*: G's images,
-# not noise, set the ranges of Q's activations; no weight changes. *Learning*: from round 40 on, Q's weights follow P. Which of
-# the two lines above is nearer to P's? The next recording played longer and measured both.
+# not noise, set the ranges of Q's activations; no weight changes. *Learning*: from round 40 on, Q's weights follow P. Compare
+# the last two lines: which of the two did it here? The next recording played longer and measured both.
 
 # %% [markdown]
 # ## 5 · The game, recorded (6 minutes)

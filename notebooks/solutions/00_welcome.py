@@ -256,8 +256,8 @@ print(f"Q, learned as well        {lab.accuracy(game.student, data, P.normalize)
 
 # %% [markdown]
 # Q is usable again, without one real image. Two things did that, and they are worth telling apart. *Calibration*: G's images,
-# not noise, set the ranges of Q's activations; no weight changes. *Learning*: from round 40 on, Q's weights follow P. Which of
-# the two lines above is nearer to P's? The next recording played longer and measured both.
+# not noise, set the ranges of Q's activations; no weight changes. *Learning*: from round 40 on, Q's weights follow P. Compare
+# the last two lines: which of the two did it here? The next recording played longer and measured both.
 
 # %% [markdown]
 # ## 5 · The game, recorded (6 minutes)
