@@ -35,8 +35,8 @@ INSTALL = 'install it: pip install ".[notebooks,book]"'
 PLOTLY = "application/vnd.plotly.v1+json"
 WIDGET = "application/vnd.jupyter.widget-view+json"
 GUIDES = (
-    "install", "bring_your_own_model", "own_model", "supported_networks", "full_training", "many_machines", "add_a_method",
-    "paper_and_code", "results", "what_limits_the_student", "architecture", "glossary", "troubleshooting", "log",
+    "install", "bring_your_own_model", "supported_networks", "full_training", "many_machines", "add_a_method",
+    "paper_and_code", "results", "what_limits_the_student", "architecture", "api", "glossary", "troubleshooting", "log",
 )  # fmt: skip
 ROOMS = {
     "equations": "The equations", "theory": "The theory", "fidelity": "Where paper and code differ", "data": "Data",
