@@ -28,6 +28,7 @@ def table(
     resources: Resources = Resources(),  # noqa: B008 (frozen)
     folder: Path = RUNS / "table",
     results: Path | None = None,
+    runs: tuple[Path, ...] = (),
     csv: bool = False,
     figure: Path | None = None,
     json: Json = False,
@@ -51,6 +52,7 @@ def table(
         resources: What each run gets on Slurm.
         folder: Where the runs are.
         results: A results file; what was played is added to it, or what it holds is shown.
+        runs: Folders of finished runs, of `train` or of a grid, to show in place of results, as in --runs runs/*
         csv: Print every run as a line of CSV in place of the table.
         figure: Also write the table as a plotly figure, in one HTML file.
     """
@@ -73,6 +75,8 @@ def table(
         rows = [tables.row(run, width) for run in play_grid(configs, folder, engine=player)]
         if results:
             tables.write_rows(results, rows)
+    elif runs:
+        rows = tables.rows_of(runs)
     else:
         if results and not results.exists():
             raise UserError(f"there is no results file {results}; make it with --play --results {results}")

@@ -151,17 +151,37 @@ def configurations(
     return found
 
 
+def budget_of(config: RunConfig) -> str:
+    """The name of the budget that `config` keeps to; its number of updates, in words, if it keeps to none."""
+    updates = config.rounds - config.schedule.warmup
+    for name, budget in BUDGETS.items():
+        if (updates, config.schedule) == (budget.updates, budget.schedule(config.method)):
+            return name
+    return f"{updates:,} updates"
+
+
+def rows_of(folders: Iterable[Path]) -> list[Row]:
+    """The rows of finished runs, of `train` or of a grid. Raises UserError for a folder that holds none."""
+    rows = []
+    for folder in folders:
+        if not (folder / "result.json").is_file():
+            raise UserError(f"{folder} holds no finished run: there is no result.json in it")
+        rows.append(row(folder, budget_of(read_config(folder / "config.json"))))
+    return rows
+
+
 def row(folder: Path, budget: str) -> Row:
     """The row of the finished run in `folder`."""
     config, result = read_config(folder / "config.json"), read_json(folder / "result.json")
     if result["student"] is None:
         raise UserError(f"{folder} was measured on {result['source']}, without labels: it has no accuracy for a table")
     low, high = result["intervals"]["student"]
+    teacher = _teacher_facts(folder)
     return Row(
         config.method,
         config.bits,
         config.seed,
-        config.data,
+        config.data or str(teacher.get("data", "")),
         budget,
         ", ".join(filter(None, (config.fidelity, config.bns_reduction and f"L_BNS {config.bns_reduction}"))),
         Path(config.teacher).stem,
@@ -176,14 +196,14 @@ def row(folder: Path, budget: str) -> Row:
         result["rounds"] * config.schedule.batch,
         result["seconds"],
         result.get("source", ""),
-        _teacher_sha256(folder),
+        str(teacher.get("sha256", ""))[:12],
     )
 
 
-def _teacher_sha256(folder: Path) -> str:
-    """The first digits of the hash of the teacher that the run's student was made from, as the student's file says."""
+def _teacher_facts(folder: Path) -> dict[str, Any]:
+    """The teacher that the run's student was made from, as the student's file says."""
     _, meta, _ = load_tensors(folder / "student.safetensors")
-    return str(meta.get("teacher", {}).get("sha256", ""))[:12]
+    return dict(meta.get("teacher", {}))
 
 
 def shipped_results() -> Path:

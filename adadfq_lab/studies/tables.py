@@ -30,6 +30,7 @@ from adadfq_lab.studies.table_rows import (
     configurations,
     read_rows,
     row,
+    rows_of,
     shipped_results,
     write_rows,
 )
@@ -49,6 +50,7 @@ __all__ = [
     "markdown",
     "read_rows",
     "row",
+    "rows_of",
     "shipped_results",
     "summaries",
     "table_figure",
@@ -162,7 +164,8 @@ def markdown(rows: Sequence[Row]) -> str:
         dataset, budget, fidelity, players = here
         part = [one for one in found if one.table == here]
         lines += [
-            f"### {dataset}, {budget} budget"
+            f"### {dataset}, {budget}"
+            + (" budget" if budget in BUDGETS else "")
             + (f", {fidelity} losses and ranges" if fidelity != "corrected" else "")
             + (f", {players}" if players else ""),
             "",

@@ -103,6 +103,19 @@ def test_train_prints_a_table_and_then_json(trained):
     assert "round/s" not in out
 
 
+def test_runs_of_train_make_a_table(trained, stubs, tmp_path):
+    """With their teacher's data set, their own number of updates, teacher and images; a folder of no run is refused."""
+    folder, out, _ = trained
+    with place(stubs, folder):
+        shown, _ = say("table", "--runs", "runs/one", "--json")
+        with pytest.raises(SystemExit) as refused:
+            say("table", "--runs", tmp_path)
+    (row,) = last_line(shown)
+    assert row["last"] == last_line(out)["student"] and (row["dataset"], row["seed"]) == ("cifar10", 3)
+    assert row["budget"] == f"{row['updates']} updates" and f"### cifar10, {row['updates']} updates, teacher" in shown
+    assert refused.value.code == 2
+
+
 def test_evaluate_measures_a_run_a_student_or_a_teacher(trained, stubs):
     """The same figure as the run's own table, with its interval; a teacher as counted here."""
     folder, out, _ = trained
