@@ -4,6 +4,8 @@ import os
 import runpy
 import socket
 import time
+from pathlib import Path
+from typing import Any
 
 import nbformat
 import pytest
@@ -39,7 +41,12 @@ def notebook_like(monkeypatch, tmp_path):
     torch.set_grad_enabled(grad)
 
 
-@pytest.mark.parametrize("path", SOLUTIONS, ids=lambda path: path.stem)
+def scripts(paths: list[Path]) -> list[Any]:
+    """Each script as a parameter; notebook 09, which plays networks of ImageNet's size, takes minutes."""
+    return [pytest.param(p, id=p.stem, marks=[pytest.mark.slow] if p.stem.startswith("09") else []) for p in paths]
+
+
+@pytest.mark.parametrize("path", scripts(SOLUTIONS))
 def test_solution_script_passes_its_own_checks(path, notebook_like):
     """The solution copy runs as a script without a kernel, a front end or a network; all of its exercises pass."""
     runpy.run_path(str(path))
@@ -50,7 +57,7 @@ def test_solution_script_passes_its_own_checks(path, notebook_like):
     assert not list(notebook_like.iterdir()), "a notebook left files behind"
 
 
-@pytest.mark.parametrize("path", STUDENTS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", scripts(STUDENTS))
 def test_student_script_runs_with_empty_exercises(path, notebook_like):
     """The student's copy as handed out: nothing passes; it runs to the end or to the first NotImplementedError."""
     try:

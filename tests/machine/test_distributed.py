@@ -64,6 +64,7 @@ def distance(a: Tensor, b: Tensor) -> float:
     return float((a.double() - b.double()).abs().max()) if a.numel() else 0.0
 
 
+@pytest.mark.slow
 def test_two_processes_play_the_game_of_one(both):
     """Batch 8 on each of two processes is batch 16 on one: every record and weight, of every method, to 1e-8 in float64.
 
@@ -79,6 +80,7 @@ def test_two_processes_play_the_game_of_one(both):
     assert any(key.endswith("gain_q") for key in alone) and any(key.endswith("student.kd") for key in alone)
 
 
+@pytest.mark.slow
 def test_float32_is_the_same_until_a_code_rounds_otherwise(both):
     """In float32 the warm-up's losses and entropies agree to 1e-5, relative where they exceed 1.
 
@@ -95,6 +97,7 @@ def test_float32_is_the_same_until_a_code_rounds_otherwise(both):
     assert not {key: d for key, d in far.items() if d > 1e-5}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float64", "float32"])
 def test_processes_agree_bit_for_bit(both, precision):
     """Both processes come to the same records and the same state, to the last bit: nothing can drift apart."""
