@@ -21,7 +21,7 @@ from adadfq_lab.teacher.training import TeacherConfig
 
 def demo(
     seed: int = 0,
-    rounds: int = 620,
+    rounds: int = 420,
     bits: str = "2w2a",
     methods: tuple[str, ...] = ("adadfq", "adadfq+"),
     name: str = "",
