@@ -135,7 +135,6 @@ def test_the_learning_rate_falls_along_half_a_cosine_in_every_batch():
         assert rates == pytest.approx([(1 + math.cos(math.pi * i / 6)) / 2 for i in range(6)])
 
 
-@pytest.mark.filterwarnings("ignore::adadfq_lab.methods.method.DrownedWarning")  # of two images a batch
 @pytest.mark.parametrize(
     ("warmup", "batch", "batches"), [(0, 4, 2), (5, 4, 2), (12, 8, 2), (13, 5, 2), (24, 16, 4), (60, 2, 10)]
 )
