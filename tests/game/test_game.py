@@ -607,6 +607,7 @@ def test_images_whose_sides_four_does_not_divide_are_played():
     assert game.generate(torch.tensor([0, 1])).shape == (2, 1, 10, 9)
 
 
+@pytest.mark.filterwarnings("error")  # this line too, which is ignored in other tests
 def test_a_teacher_whose_l_bns_drowns_the_other_terms_is_said_once():
     """The same function with activations 30 times as large: L_BNS grows by 30^2 to 30^4, its normalised form does not."""
     P = tiny_teacher()
